@@ -1,0 +1,55 @@
+"""The error tree. Every message is one line that names the file, key or field and says what is allowed.
+
+InspectdError
+├── ConfigError          a person must change something; the command line prints it and exits 3
+├── SourceError          a camera or file; capture answers `error` verdicts and goes on
+│   ├── SourceLost       the source is gone (end of stream, refused, unplugged); capture reconnects
+│   └── SourceTimeout    the source is silent beyond its limit; capture reconnects
+├── DetectorError        weights or the model; the worker exits and is replaced
+├── TransportError       sockets or shared memory; the stage exits and is replaced
+│   └── EndpointHeld     an endpoint is held by another program; the daemon exits 4
+├── JournalError         the journal cannot take a verdict; the publisher goes on `degraded`
+└── CalibrationError     too few or contradictory samples; the command line prints it and exits 1
+"""
+
+from __future__ import annotations
+
+
+class InspectdError(Exception):
+    """Anything inspectd raises on purpose. The command line prints it as one line, never as a traceback."""
+
+
+class ConfigError(InspectdError):
+    """Settings, a recipe or weights are wrong. Caught by the command line (exit 3); never retried."""
+
+
+class SourceError(InspectdError):
+    """A frame source failed. Caught by capture, which answers what was accepted and opens the source again."""
+
+
+class SourceLost(SourceError):  # noqa: N818 - the contract's own word
+    """The source has gone away."""
+
+
+class SourceTimeout(SourceError):  # noqa: N818 - reads as what it is
+    """The source gave no frame within its time limit."""
+
+
+class DetectorError(InspectdError):
+    """The model cannot be loaded or cannot run. Caught at the top of the worker, which exits."""
+
+
+class TransportError(InspectdError):
+    """A socket or a shared-memory segment cannot be made or is not what was expected."""
+
+
+class EndpointHeld(TransportError):  # noqa: N818 - reads as what it is
+    """An endpoint is in use by another program. Caught by the supervisor, which exits 4."""
+
+
+class JournalError(InspectdError):
+    """The journal cannot be opened or written. Caught by the publisher, which goes on `degraded`."""
+
+
+class CalibrationError(InspectdError):
+    """The samples given cannot yield a threshold. Caught by the command line (exit 1)."""

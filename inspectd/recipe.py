@@ -1,0 +1,306 @@
+"""Recipes: what a product is, how it is looked at and what makes it bad. One TOML file a product.
+
+A recipe has no default threshold. It stands in the recipe (`[decision] threshold`), or in `NAME.calibration.json`
+beside it, which `inspectd calibrate` writes together with the hash of the very model that it was measured with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from inspectd.errors import ConfigError
+from inspectd.records import FailOn, RecipeInfo
+from inspectd.settings import Strict, one_line, read_toml
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"\S")]
+Prompt = Annotated[str, Field(min_length=2, max_length=200, pattern=r"\{\}")]
+
+
+class Prompts(Strict):
+    """`[prompts]`: own words for good and bad; each holds `{}` where the object's name goes. Empty: WinCLIP's own."""
+
+    normal: list[Prompt] = Field(default_factory=list, max_length=64)
+    anomalous: list[Prompt] = Field(default_factory=list, max_length=64)
+    templates: list[Prompt] = Field(default_factory=list, max_length=64)
+
+
+class Model(Strict):
+    """`[model]`: the CLIP backbone. `weights` (a local file) beats `pretrained` (a hub tag of open_clip)."""
+
+    backbone: str = Field(default="ViT-B-16-plus-240", min_length=1)
+    pretrained: str = Field(default="laion400m_e31", min_length=1)
+    weights: Path | None = None
+    """A local safetensors (or weights-only torch) file."""
+    config: Path | None = None
+    """An open_clip model config (JSON), for a backbone that open_clip does not know by name."""
+
+
+class Detector(Strict):
+    """`[detector]`: how WinCLIP looks. The defaults are the paper's; docs of each setting in `detect/winclip.py`."""
+
+    kind: Literal["winclip", "clip-ac"] = "winclip"
+    scales: tuple[int, ...] = (2, 3)
+    """Sides of the windows in patches; each from 2 to the grid's side."""
+    mode: Literal["full", "localise_on_fail", "image_only"] = "full"
+    profile: Literal["paper", "anomalib"] = "paper"
+    temperature: float = Field(default=0.07, gt=0, le=10)
+
+    @field_validator("scales")
+    @classmethod
+    def _scales(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value) or not all(1 <= scale <= 15 for scale in value):
+            raise ValueError("expected different whole numbers from 1 to 15")
+        return value
+
+
+class References(Strict):
+    """`[references]`: images of good parts for WinCLIP+. Without this table the detector is zero-shot."""
+
+    folder: Path
+    shots: int | None = Field(default=None, ge=1, le=512)
+    """The first so many images by name; default: all."""
+
+
+class DecisionRule(Strict):
+    """`[decision]`: what makes a part bad."""
+
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """A part whose image score reaches it fails."""
+    pixel_threshold: float | None = Field(default=None, ge=0, le=1)
+    """A pixel whose anomaly reaches it belongs to a region."""
+    fail_on: FailOn = FailOn.SCORE
+
+
+class RegionOfInterest(Strict):
+    """`[region]`: the part of the frame that is inspected, as a polygon in full-frame pixels. Without it: all of it."""
+
+    polygon_px: list[tuple[float, float]] = Field(min_length=3, max_length=256)
+
+    @field_validator("polygon_px")
+    @classmethod
+    def _area(cls, value: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        twice = sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in zip(value, [*value[1:], value[0]], strict=True))
+        if min(min(point) for point in value) < 0:
+            raise ValueError("expected corners [x, y] with x and y from 0")
+        if abs(twice) < 2 * 64:
+            raise ValueError("the polygon encloses less than 64 px")
+        return value
+
+
+class Tiling(Strict):
+    """`[tiling]`: a high-resolution region is cut into overlapping squares; their maps are stitched."""
+
+    tile_px: int = Field(ge=32, le=8192)
+    overlap: float = Field(default=0.25, ge=0, le=0.75)
+    """The share of a tile's side that the next one covers too, at least."""
+
+
+class Filters(Strict):
+    """`[filters]`: which regions count."""
+
+    min_area_px: int = Field(default=1, ge=1)
+    open_px: int = Field(default=0, ge=0, le=99)
+    """Diameter of the morphological opening, which takes specks away; 0: none."""
+    close_px: int = Field(default=0, ge=0, le=99)
+    """Diameter of the morphological closing, which joins neighbours; 0: none."""
+
+
+class Calibration(Strict):
+    """`NAME.calibration.json`: thresholds with the identity of the model that they were measured with."""
+
+    threshold: float = Field(ge=0, le=1)
+    pixel_threshold: float = Field(ge=0, le=1)
+    model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    good: int = Field(ge=1)
+    bad: int = Field(ge=0)
+    target_false_reject_rate: float = Field(ge=0, le=1)
+    measured_utc: str
+
+
+class RecipeFile(Strict):
+    """The recipe file as it is written."""
+
+    object: Name | list[Name]
+    """What the product is called, in a word or two ("bottle cap"); several names are averaged."""
+    prompts: Prompts = Prompts()
+    model: Model = Model()
+    detector: Detector = Detector()
+    references: References | None = None
+    decision: DecisionRule = DecisionRule()
+    region: RegionOfInterest | None = None
+    tiling: Tiling | None = None
+    filters: Filters = Filters()
+    deadline_ms: float = Field(default=500.0, gt=0, le=600_000)
+    """A verdict must be out so long after the frame's arrival (or the trigger's request)."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> RecipeFile:
+        if isinstance(self.object, list) and not self.object:
+            raise ValueError("object: expected at least one name")
+        full = self.detector.mode == "full"
+        if not full and (self.references is not None or self.decision.fail_on is not FailOn.SCORE):
+            raise ValueError(
+                f'detector.mode = "{self.detector.mode}" needs a zero-shot recipe with decision.fail_on = "score"; '
+                'otherwise use "full"'
+            )
+        if self.detector.kind == "clip-ac" and self.decision.fail_on is not FailOn.SCORE:
+            raise ValueError('detector.kind = "clip-ac" gives no regions; decision.fail_on must be "score"')
+        return self
+
+
+class Recipe(RecipeFile):
+    """A checked recipe: paths absolute, its own name and hash, thresholds resolved."""
+
+    name: str
+    path: Path
+    sha256: str
+    calibration: Calibration | None = None
+
+    @property
+    def info(self) -> RecipeInfo:
+        """The recipe as verdicts name it."""
+        return RecipeInfo(name=self.name, sha256=self.sha256)
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """All names of the product."""
+        return (self.object,) if isinstance(self.object, str) else tuple(self.object)
+
+    @property
+    def threshold(self) -> float:
+        """The image threshold.
+
+        Raises:
+            ConfigError: the recipe has none.
+        """
+        return self._threshold("threshold")
+
+    @property
+    def pixel_threshold(self) -> float:
+        """The pixel threshold.
+
+        Raises:
+            ConfigError: the recipe has none.
+        """
+        return self._threshold("pixel_threshold")
+
+    @cached_property
+    def reference_paths(self) -> tuple[Path, ...]:
+        """The reference images in the order of their names; empty for a zero-shot recipe.
+
+        Raises:
+            ConfigError: the folder is missing, unreadable or holds too few images.
+        """
+        if self.references is None:
+            return ()
+        folder = self.references.folder
+        try:
+            paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        except OSError as error:
+            raise ConfigError(f"{self.path}: references.folder {folder}: {error.strerror or error}") from error
+        shots = self.references.shots or len(paths)
+        if not paths or len(paths) < shots:
+            raise ConfigError(
+                f"{self.path}: references.folder {folder} holds {len(paths)} images, {shots or 'at least 1'} needed"
+            )
+        return tuple(paths[:shots])
+
+    def require_model(self, model_sha256: str) -> None:
+        """Refuses a calibration that was measured with another model (contract I2).
+
+        Raises:
+            ConfigError: the thresholds belong to another model.
+        """
+        if self.calibration is not None and self.calibration.model_sha256 != model_sha256:
+            raise ConfigError(
+                f"{calibration_path(self.path)}: its thresholds were measured with model "
+                f"{self.calibration.model_sha256[:12]}…, this recipe now makes {model_sha256[:12]}… (weights, prompts, "
+                f"references, region, tiling, mode or precision changed): run `inspectd calibrate` again"
+            )
+
+    def _threshold(self, key: Literal["threshold", "pixel_threshold"]) -> float:
+        stated: float | None = getattr(self.decision, key)
+        if stated is not None:
+            return stated
+        if self.calibration is not None:
+            return float(getattr(self.calibration, key))
+        raise ConfigError(
+            f"{self.path}: decision.{key}: missing; measure it with `inspectd calibrate`, "
+            f"or state a number from 0 to 1 (see `inspectd replay` for the scores of a recording)"
+        )
+
+
+def calibration_path(recipe_path: Path) -> Path:
+    """Where the calibration of a recipe file stands."""
+    return recipe_path.with_suffix(".calibration.json")
+
+
+def load_recipe(path: Path, *, require_thresholds: bool = True) -> Recipe:
+    """Reads and checks a recipe and its calibration.
+
+    Args:
+        path: the TOML file; its stem is the recipe's name.
+        require_thresholds: False for the verbs that measure the thresholds.
+
+    Raises:
+        ConfigError: one line that names the file, the key and what is allowed.
+    """
+    path = path.resolve()
+    tables = read_toml(path)
+    try:
+        written = RecipeFile.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+    calibration, calibration_bytes = _load_calibration(path)
+    if calibration is not None and written.decision.threshold is not None:
+        raise ConfigError(
+            f"{path}: decision.threshold: stands here and in {calibration_path(path).name}; delete one of the two"
+        )
+    recipe = Recipe(
+        **_anchored(written, path.parent),
+        name=path.stem,
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes() + b"\0" + calibration_bytes).hexdigest(),
+        calibration=calibration,
+    )
+    if require_thresholds:
+        _ = recipe.threshold, recipe.pixel_threshold
+    return recipe
+
+
+def _load_calibration(recipe_path: Path) -> tuple[Calibration | None, bytes]:
+    path = calibration_path(recipe_path)
+    if not path.exists():
+        return None, b""
+    try:
+        content = path.read_bytes()
+        return Calibration.model_validate(json.loads(content)), content
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+
+
+def _anchored(written: RecipeFile, base: Path) -> dict[str, Any]:
+    """The fields of a recipe file with every relative path made absolute from `base`."""
+
+    def anchor(path: Path | None) -> Path | None:
+        return None if path is None else (base / path.expanduser()).resolve()
+
+    fields = {key: getattr(written, key) for key in RecipeFile.model_fields}
+    model = written.model
+    fields["model"] = model.model_copy(update={"weights": anchor(model.weights), "config": anchor(model.config)})
+    if written.references is not None:
+        folder = anchor(written.references.folder)
+        fields["references"] = written.references.model_copy(update={"folder": folder})
+    return fields

@@ -1,0 +1,215 @@
+"""What travels between the parts: immutable records and the closed sets of the public contract.
+
+Letters: H, W frame height and width; G grid side of the model. Pixels are `(H, W, 3) uint8` BGR unless a name says
+otherwise. Times that decide are `monotonic_ns`; `*_utc_ns` are wall-clock labels (ns since the epoch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+PixelsU8 = NDArray[np.uint8]
+MapF32 = NDArray[np.float32]
+
+
+class Decision(StrEnum):
+    """The verdict on one part (contract §3)."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    ERROR = "error"
+
+
+class Reason(StrEnum):
+    """Why a verdict is what it is (contract §3). All but `OK` and `ANOMALY` belong to `Decision.ERROR`."""
+
+    OK = "ok"
+    ANOMALY = "anomaly"
+    LATE = "late"
+    OVERLOAD = "overload"
+    WORKER_LOST = "worker_lost"
+    CAMERA_LOST = "camera_lost"
+    FRAME_FROZEN = "frame_frozen"
+    FRAME_CORRUPT = "frame_corrupt"
+    FRAME_QUALITY = "frame_quality"
+    NOT_FINITE = "not_finite"
+    RECIPE_CHANGING = "recipe_changing"
+    NOT_READY = "not_ready"
+    INTERNAL = "internal"
+
+
+class TriggerKind(StrEnum):
+    """What makes a frame one to inspect (contract §4)."""
+
+    CONTINUOUS = "continuous"
+    PRESENCE = "presence"
+    EXTERNAL = "external"
+
+
+class DaemonState(StrEnum):
+    """The daemon as a whole, in every heartbeat."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    STOPPING = "stopping"
+
+
+class CameraState(StrEnum):
+    """One camera, in every heartbeat."""
+
+    STARTING = "starting"
+    READY = "ready"
+    LOST = "lost"
+    PAUSED = "paused"
+    ENDED = "ended"
+
+
+class FailOn(StrEnum):
+    """What makes a part bad: the image score, any region left after the filters, or either."""
+
+    SCORE = "score"
+    REGIONS = "regions"
+    EITHER = "either"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frame:
+    """One frame as a source gives it.
+
+    `index` counts the source's frames from 0 and goes on over reconnects; `pts_s` is the stream's own time, None where
+    there is none. `damage` names decode damage (the frame must become `error/frame_corrupt`), None for a sound frame.
+    """
+
+    index: int
+    pixels_bgr: PixelsU8
+    captured_ns: int
+    captured_utc_ns: int
+    pts_s: float | None = None
+    damage: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """Why a frame is inspected. `id` and `part_id` come with external triggers only."""
+
+    kind: TriggerKind
+    id: str | None = None
+    part_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """One anomalous region in full-frame pixels, origin at the top left, x before y. `id` is its label in the mask."""
+
+    id: int
+    bbox_xywh_px: tuple[int, int, int, int]
+    area_px: int
+    centroid_xy_px: tuple[float, float]
+    score_max: float
+    score_mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelMask:
+    """Labels of all regions: `labels` (h, w) uint8, 0 background, k the region with `id` k, at `origin_xy_px`."""
+
+    labels: PixelsU8
+    origin_xy_px: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """Which model a score comes from. `sha256` covers all that can change a score (contract I2)."""
+
+    detector: str
+    backbone: str
+    weights_sha256: str
+    precision: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inspection:
+    """What the model and the recipe say about one frame: the result of `Inspector.inspect`.
+
+    `score` is None where no finite score exists (then `decision` is `error`). `anomaly_map` is the map over the
+    bounding box of the region of interest at `map_origin_xy_px`, `(h, w) float32`, kept only where it was asked for.
+    """
+
+    decision: Decision
+    reason: Reason
+    score: float | None
+    threshold: float
+    regions: tuple[Region, ...] = ()
+    regions_truncated: bool = False
+    mask: LabelMask | None = None
+    anomaly_map: MapF32 | None = None
+    map_origin_xy_px: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Milliseconds of a frame's way, each None where the step did not happen."""
+
+    capture: float | None = None
+    queue: float | None = None
+    infer: float | None = None
+    post: float | None = None
+    publish: float | None = None
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameInfo:
+    """Which frame a verdict is about."""
+
+    index: int
+    size_wh_px: tuple[int, int]
+    pts_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeInfo:
+    """Which recipe a verdict was made by; `sha256` is over the recipe's files."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskPlace:
+    """Where the verdict's mask lies in the frame."""
+
+    origin_xy_px: tuple[int, int]
+    size_wh_px: tuple[int, int]
+    encoding: str = "png-label8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The terminal answer for one accepted frame or trigger (contract §3)."""
+
+    session: str
+    camera: str
+    seq: int
+    trigger: Trigger
+    decision: Decision
+    reason: Reason
+    recipe: RecipeInfo
+    deadline_ms: float | None
+    journaled: bool
+    simulated: bool
+    score: float | None = None
+    threshold: float | None = None
+    regions: tuple[Region, ...] = ()
+    regions_truncated: bool = False
+    mask: MaskPlace | None = None
+    frame: FrameInfo | None = None
+    model: ModelIdentity | None = None
+    captured_utc_ns: int | None = None
+    latency_ms: Latency = field(default_factory=Latency)

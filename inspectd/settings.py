@@ -1,0 +1,345 @@
+"""`inspectd.toml`: what the daemon is told about this machine. Read once, checked wholly, one line per mistake.
+
+Every setting can be overridden by an environment variable: `INSPECTD_` and the path of the key joined by `__`, such as
+`INSPECTD_CAMERAS__CAM1__RECIPE=bottle`. Relative paths are relative to the file they stand in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from inspectd.errors import ConfigError
+from inspectd.records import TriggerKind
+
+CAMERA_NAME = r"[a-z0-9_-]{1,32}"
+CameraName = Annotated[str, Field(pattern=rf"^{CAMERA_NAME}$")]
+
+
+class Strict(BaseModel):
+    """A table of the file: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Endpoints(Strict):
+    """`[endpoints]`: where the outside meets the daemon (contract §2)."""
+
+    verdicts: str = "tcp://127.0.0.1:5550"
+    """XPUB: verdicts, heartbeats, events. `tcp://host:port` or `ipc:///path`."""
+    control: str = "tcp://127.0.0.1:5551"
+    """ROUTER: requests. `tcp://host:port` or `ipc:///path`."""
+    metrics: str = "127.0.0.1:9550"
+    """HTTP `host:port` of /metrics, /healthz and /readyz; empty for none."""
+
+    @field_validator("verdicts", "control")
+    @classmethod
+    def _zeromq(cls, value: str) -> str:
+        if value.startswith("ipc://") and len(value) > len("ipc://"):
+            return value
+        match = re.fullmatch(r"tcp://(?P<host>.+):(?P<port>\d+)", value)
+        if match is None or not 0 < int(match["port"]) < 65536:
+            raise ValueError("expected tcp://HOST:PORT with a port from 1 to 65535, or ipc:///PATH")
+        if not _is_loopback(match["host"]):
+            raise ValueError("anything but loopback needs CURVE keys; use 127.0.0.1 or ipc:///PATH")
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (_is_loopback(host) and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("expected 127.0.0.1:PORT with a port from 1 to 65535, or an empty string for none")
+        return value
+
+
+class FileSource(Strict):
+    """`kind = "file"`: a video file."""
+
+    kind: Literal["file"]
+    path: Path
+    pace: Literal["realtime", "fast"] = "realtime"
+    """`realtime` gives frames at their own times, like a camera; `fast` as fast as the worker takes them."""
+    loop: bool = False
+    frozen_check: bool = False
+    """Recordings may stand still; only live sources are asked to move, unless this is set."""
+
+
+class FolderSource(Strict):
+    """`kind = "folder"`: the images of a folder, in the order of their names."""
+
+    kind: Literal["folder"]
+    path: Path
+    pace: Literal["realtime", "fast"] = "realtime"
+    rate_fps: float = Field(default=10.0, gt=0, le=1000)
+    """Frames per second at `pace = "realtime"`."""
+    loop: bool = False
+    frozen_check: bool = False
+
+
+class RtspSource(Strict):
+    """`kind = "rtsp"`: a network camera, RTSP over TCP."""
+
+    kind: Literal["rtsp"]
+    url: str
+    """`rtsp://[user:password@]host[:port]/path`; credentials never reach a log, an event or an error."""
+    open_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    silence_s: float = Field(default=2.0, gt=0.1, le=60)
+    """No frame for this long means the camera is lost."""
+    max_size_wh_px: tuple[int, int] = (1920, 1080)
+    """The largest frame that is taken; the shared memory is sized by it."""
+
+    @field_validator("url")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        if not re.match(r"rtsps?://[^/\s]+", value):
+            raise ValueError("expected rtsp://HOST[:PORT]/PATH")
+        return value
+
+    @field_validator("max_size_wh_px")
+    @classmethod
+    def _size(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not all(16 <= side <= 16384 for side in value):
+            raise ValueError("expected [width, height], each from 16 to 16384 px")
+        return value
+
+
+Source = Annotated[FileSource | FolderSource | RtspSource, Field(discriminator="kind")]
+
+
+class TriggerSettings(Strict):
+    """`[cameras.NAME.trigger]`: which frames become verdicts (contract §4)."""
+
+    kind: Literal["continuous", "presence", "external"] = "continuous"
+    every_nth: int = Field(default=1, ge=1)
+    """`continuous`: every n-th frame."""
+    max_fps: float | None = Field(default=None, gt=0)
+    """`continuous`: at most so many inspections a second."""
+    when_full: Literal["skip", "answer"] = "skip"
+    """A frame that finds the ring full is skipped before acceptance, or accepted and answered `error/overload`."""
+    zone_xywh_px: tuple[int, int, int, int] | None = None
+    """`presence`: the zone that a part must enter and be centred in; default: the recipe's region."""
+    min_part_share: float = Field(default=0.03, gt=0, lt=1)
+    """`presence`: the smallest part, as a share of the zone's area."""
+    contrast_levels: float = Field(default=18.0, gt=0, le=255)
+    """`presence`: grey levels by which a part differs from the empty belt."""
+
+    @model_validator(mode="after")
+    def _kind_only(self) -> TriggerSettings:
+        kind = TriggerKind(self.kind)
+        if kind is not TriggerKind.CONTINUOUS and (self.every_nth != 1 or self.max_fps is not None):
+            raise ValueError(f'every_nth and max_fps are for kind = "continuous", not "{kind}"')
+        if kind is not TriggerKind.PRESENCE and self.zone_xywh_px is not None:
+            raise ValueError(f'zone_xywh_px is for kind = "presence", not "{kind}"')
+        return self
+
+
+class Camera(Strict):
+    """`[cameras.NAME]`: one camera, its recipe and its trigger."""
+
+    source: Source
+    recipe: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """The name of a file `NAME.toml` in `recipes_dir`."""
+    trigger: TriggerSettings = TriggerSettings()
+    slots: int = Field(default=8, ge=2, le=256)
+    """Frames that may wait in shared memory."""
+
+
+class Worker(Strict):
+    """`[worker]`: the process that runs the model."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "auto"
+    max_batch: int = Field(default=8, ge=1, le=256)
+    max_wait_ms: float = Field(default=5.0, ge=0, le=1000)
+    """How long the oldest frame may wait for others to fill the batch."""
+    threads: int | None = Field(default=None, ge=1, le=256)
+    """CPU threads of the model; default: all cores."""
+
+
+class JournalSettings(Strict):
+    """`[journal]`: what is kept of every verdict."""
+
+    strict_audit: bool = False
+    """Verdicts that cannot be journaled become `error/internal` instead of going out with `journaled: false`."""
+    keep_days: float = Field(default=90.0, gt=0)
+    """Older verdicts are pruned."""
+
+
+class Publisher(Strict):
+    """`[publisher]`: the process that answers."""
+
+    publish_reserve_ms: float = Field(default=20.0, ge=1, le=1000)
+    """A verdict that is not there so long before its deadline is answered `error`."""
+    preview_fps: float = Field(default=2.0, gt=0, le=30)
+
+
+class Weights(Strict):
+    """`[weights]`: where model weights are found."""
+
+    dir: Path | None = None
+    """A folder with weights fetched by `inspectd weights fetch`; default: `weights` in `state_dir`."""
+
+
+class Log(Strict):
+    """`[log]`: the daemon's own log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Settings(BaseSettings):
+    """The whole file. `load_settings` is the way in."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="INSPECTD_",
+        env_nested_delimiter="__",
+        use_attribute_docstrings=True,
+    )
+    paths: ClassVar[tuple[str, ...]] = ("state_dir", "runtime_dir", "recipes_dir")
+
+    state_dir: Path = Path("/var/lib/inspectd")
+    """The journal, caches and evidence; one daemon at a time."""
+    runtime_dir: Path | None = None
+    """Sockets between the processes; default: `run` in `state_dir`. Keep it short (a socket path has 107 bytes)."""
+    recipes_dir: Path = Path("recipes")
+    endpoints: Endpoints = Endpoints()
+    cameras: dict[CameraName, Camera] = Field(min_length=1, max_length=64)
+    worker: Worker = Worker()
+    publisher: Publisher = Publisher()
+    journal: JournalSettings = JournalSettings()
+    weights: Weights = Weights()
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment beats the file; nothing else is read."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return env_settings, init_settings
+
+    @property
+    def sockets_dir(self) -> Path:
+        """Where the ipc sockets between the processes live."""
+        return self.runtime_dir or self.state_dir / "run"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Where fetched weights lie."""
+        return self.weights.dir or self.state_dir / "weights"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where text and reference embeddings are kept."""
+        return self.state_dir / "cache"
+
+    def recipe_path(self, camera: str) -> Path:
+        """The recipe file of a camera."""
+        return self.recipes_dir / f"{self.cameras[camera].recipe}.toml"
+
+
+def one_line(error: ValidationError) -> str:
+    """The first mistake of a validation as `key: what is allowed`, and how many more there are."""
+    first, *rest = error.errors()
+    key = _key(first["loc"]) or "file"
+    message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif first["type"] not in ("missing", "value_error"):
+        message = f"{message} (got {_short(first['input'])})"
+    more = f" (and {len(rest)} more)" if rest else ""
+    return f"{key}: {message}{more}"
+
+
+def _key(loc: tuple[str | int, ...]) -> str:
+    """The dotted path of a key; pydantic names the chosen kind behind `source`, which is no key of the file."""
+    parts = [str(part) for index, part in enumerate(loc) if index == 0 or loc[index - 1] != "source"]
+    return ".".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dict.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, not UTF-8 or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def load_settings(path: Path) -> Settings:
+    """Reads and checks `inspectd.toml`.
+
+    Raises:
+        ConfigError: one line that names the file, the key and what is allowed.
+    """
+    base = path.resolve().parent
+    try:
+        settings = Settings(**_unclashed(read_toml(path)))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+    return _anchored(settings, base)
+
+
+def _unclashed(tables: dict[str, Any]) -> dict[str, Any]:
+    """Refuses keys with a leading underscore, which pydantic-settings takes for keyword arguments of its own."""
+    for key in tables:
+        if key.startswith("_"):
+            raise ConfigError(f"{key}: unknown key")
+    return tables
+
+
+def _anchored(settings: Settings, base: Path) -> Settings:
+    """The same settings with every relative path made absolute from `base`."""
+
+    def anchor(path: Path) -> Path:
+        return Path(os.path.normpath(base / path.expanduser()))
+
+    cameras = {
+        name: camera.model_copy(
+            update={"source": camera.source.model_copy(update={"path": anchor(camera.source.path)})}
+        )
+        if isinstance(camera.source, FileSource | FolderSource)
+        else camera
+        for name, camera in settings.cameras.items()
+    }
+    update: dict[str, Any] = {"cameras": cameras}
+    update |= {key: anchor(value) for key in Settings.paths if (value := getattr(settings, key)) is not None}
+    if settings.weights.dir is not None:
+        update["weights"] = settings.weights.model_copy(update={"dir": anchor(settings.weights.dir)})
+    return settings.model_copy(update=update)
