@@ -1,0 +1,100 @@
+"""Which waiting frames make the next batch. Pure: time comes in, nothing is imported that computes.
+
+A batch goes when it is full, when its oldest frame has waited long enough for company, or when its nearest deadline
+leaves no slack. Frames of different recipes never share a batch, for they have different models.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from inspectd.transport.tickets import Row
+
+EWMA_WEIGHT = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """One accepted frame on its way to the model. `group` tells which model."""
+
+    camera: int
+    group: int
+    row: Row
+    arrived_ns: int
+
+
+class Batcher:
+    """The waiting tickets of one worker.
+
+    Args:
+        max_batch: frames in a batch at most.
+        max_wait_ns: how long the oldest frame waits for others.
+        reserve_ns: what the publisher needs before the deadline.
+    """
+
+    def __init__(self, *, max_batch: int, max_wait_ns: int, reserve_ns: int = 0) -> None:
+        self._max_batch = max_batch
+        self._max_wait_ns = max_wait_ns
+        self._reserve_ns = reserve_ns
+        self._queues: dict[int, deque[Ticket]] = {}
+        self._frame_ns = 0.0
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    @property
+    def frame_ns(self) -> float:
+        """What one frame costs the model at present, as measured."""
+        return self._frame_ns
+
+    def add(self, ticket: Ticket) -> None:
+        """Takes one more ticket; those of one camera come in order."""
+        self._queues.setdefault(ticket.group, deque()).append(ticket)
+
+    def measured(self, frames: int, spent_ns: int) -> None:
+        """Learns from a batch that has run."""
+        sample = spent_ns / frames
+        self._frame_ns = sample if not self._frame_ns else self._frame_ns + EWMA_WEIGHT * (sample - self._frame_ns)
+
+    def expired(self, now_ns: int) -> list[Ticket]:
+        """Takes out the tickets whose answer would come too late anyway."""
+        gone: list[Ticket] = []
+        for group, queue in self._queues.items():
+            late = [ticket for ticket in queue if (due := self._due_ns(ticket)) is not None and due <= now_ns]
+            if late:
+                gone += late
+                self._queues[group] = deque(ticket for ticket in queue if ticket not in late)
+        return gone
+
+    def take(self, now_ns: int) -> list[Ticket]:
+        """The batch to run now: of the group that waits longest; empty where nothing should run yet."""
+        ready = [queue for queue in self._queues.values() if queue and self._goes_ns(queue) <= now_ns]
+        if not ready:
+            return []
+        queue = min(ready, key=lambda each: each[0].arrived_ns)
+        return [queue.popleft() for _ in range(self._size(queue, now_ns))]
+
+    def wake_ns(self) -> int | None:
+        """When `take` should be asked again if nothing arrives, None where nothing waits."""
+        return min((self._goes_ns(queue) for queue in self._queues.values() if queue), default=None)
+
+    def _goes_ns(self, queue: deque[Ticket]) -> int:
+        oldest = queue[0].arrived_ns
+        if len(queue) >= self._max_batch:
+            return oldest
+        waits_until = oldest + self._max_wait_ns
+        dues = [due for ticket in queue if (due := self._due_ns(ticket)) is not None]
+        slack_ends = min(dues) - round(self._frame_ns * (len(queue) + 1)) if dues else waits_until
+        return min(waits_until, slack_ends)
+
+    def _size(self, queue: deque[Ticket], now_ns: int) -> int:
+        """As many frames as fit into the nearest deadline by the time they were measured to take, and at least one."""
+        size = min(len(queue), self._max_batch)
+        due = self._due_ns(queue[0])
+        if due is None or not self._frame_ns:
+            return size
+        return max(1, min(size, int((due - now_ns) / self._frame_ns)))
+
+    def _due_ns(self, ticket: Ticket) -> int | None:
+        return ticket.row.deadline_ns - self._reserve_ns if ticket.row.deadline_ns else None

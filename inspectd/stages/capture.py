@@ -1,0 +1,330 @@
+"""The capture of one camera: reads frames, decides which to inspect, and accepts them. One process a camera.
+
+To accept a frame: its pixels go into a slot of the ring, its row into the ticket table, then the high-water mark is
+raised. That store is the moment of acceptance; the wake-ups that follow carry nothing and may be lost.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+
+from inspectd.errors import SourceError
+from inspectd.log import get_logger
+from inspectd.records import CameraState, Frame, Reason, TriggerKind
+from inspectd.settings import FileSource, FolderSource, RtspSource
+from inspectd.sources import (
+    Backoff,
+    EndOfSource,
+    FrameSource,
+    FrozenGate,
+    make_trigger,
+    open_source,
+)
+from inspectd.stages.lifecycle import Charge, Life, live
+from inspectd.transport.ring import Ring
+from inspectd.transport.sockets import CommandLine, Outbox, stage_endpoint
+from inspectd.transport.tickets import NewRow
+
+READ_S = 0.05
+FULL_S = 0.002
+LEAST_LIMIT_NS = 1_000_000_000
+
+
+def capture_main(charge: Charge, camera: str) -> None:
+    """Entry point of one camera's process."""
+    live(charge, "capture", lambda life: Capture(life, camera).run(), camera=camera)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """An external trigger that was accepted and waits for its frame."""
+
+    seq: int
+    arrived_ns: int
+    deadline_ns: int
+
+
+class Capture:
+    """One generation of one camera's capture."""
+
+    def __init__(self, life: Life, camera: str) -> None:
+        self._life = life
+        self._table = life.table
+        index = self._table.cameras.index(camera)
+        self._view = self._table.camera(index)
+        self._ring = Ring.attach(self._table.ring_name(index))
+        settings = life.charge.settings
+        self._camera = settings.cameras[camera]
+        self._recipe = life.charge.recipes[camera]
+        self._kind = TriggerKind(self._camera.trigger.kind)
+        self._simulated = isinstance(self._camera.source, FileSource | FolderSource)
+        self._fast = getattr(self._camera.source, "pace", None) == "fast"
+        self._trigger = make_trigger(self._camera.trigger, self._recipe)
+        self._frozen = FrozenGate(self._camera.source)
+        self._requests: deque[_Request] = deque()
+        self._damage_told = False
+        self._backoff = Backoff()
+        self._missed_before = 0
+
+        def outbox(stage: str, generation: str) -> Outbox:
+            return Outbox(
+                lambda number: stage_endpoint(settings.sockets_dir, stage, number, "wake"),
+                lambda: getattr(self._table, generation),
+            )
+
+        self._wakes = (outbox("worker", "worker_generation"), outbox("publisher", "publisher_generation"))
+        self._commands = CommandLine(
+            f"capture-{camera}",
+            lambda number: stage_endpoint(settings.sockets_dir, "publisher", number, "commands"),
+            lambda: self._table.publisher_generation,
+        )
+
+    def run(self) -> None:
+        """Opens the source, reads it until it ends, and opens it again whenever it is lost, until told to stop."""
+        self._view.capture_generation = self._life.charge.generation
+        start_index = self._resume_index()
+        while not self._stopping():
+            try:
+                source = self._open(start_index)
+            except SourceError as error:
+                self._lose(error)
+                continue
+            try:
+                self._read(source)
+            except EndOfSource:
+                self._end()
+                return
+            except SourceError as error:
+                self._lose(error)
+            finally:
+                start_index = source.next_index
+                source.close()
+
+    # -- the source -----------------------------------------------------------------------------------------------
+
+    def _resume_index(self) -> int:
+        """Where a new generation goes on: behind the last frame that was accepted."""
+        last = self._view.row(self._view.high_water) if self._view.high_water else None
+        return 0 if last is None or last.frame_index < 0 else last.frame_index + 1
+
+    def _open(self, start_index: int) -> FrameSource:
+        source_settings = self._camera.source
+        if isinstance(source_settings, RtspSource):  # the only call that may be silent for longer than a heartbeat
+            self._life.heart.limit(LEAST_LIMIT_NS + round(2e9 * source_settings.open_timeout_s))
+        source = open_source(source_settings, start_index=start_index)
+        self._life.heart.limit(LEAST_LIMIT_NS)
+        self._missed_before = source.frames_missed
+        get_logger().info("source_opened", size_wh_px=source.size_wh_px, start_index=start_index)
+        return source
+
+    def _read(self, source: FrameSource) -> None:
+        if source.simulated:
+            self._view.state = CameraState.READY
+        while not self._stopping():
+            self._life.beat()
+            self._take_requests()
+            if not self._may_read(source):
+                time.sleep(READ_S / 2)
+                continue
+            frame = source.read(READ_S)
+            self._count_missed(source)
+            self._answer_overdue_requests(time.monotonic_ns())
+            if frame is not None:
+                self._view.state = CameraState.READY
+                self._view.frames_read += 1
+                self._backoff.reset()
+                self._consider(frame)
+
+    def _may_read(self, source: FrameSource) -> bool:
+        """A recording waits until the daemon accepts; a live camera is drained all the while."""
+        if not source.simulated:
+            return True
+        return self._table.accepting and not (self._fast and self._view.paused)
+
+    def _lose(self, error: SourceError) -> None:
+        """The source is gone: says so once, answers what waits for a frame, and waits before the next try."""
+        if self._view.state is not CameraState.LOST:
+            get_logger().warning("camera_lost", error=str(error))
+            self._view.state = CameraState.LOST
+            if self._kind is not TriggerKind.EXTERNAL and self._accepting():
+                self._accept_error(Reason.CAMERA_LOST)
+        until_s = time.monotonic() + self._backoff.next_s()
+        while not self._stopping() and time.monotonic() < until_s:
+            self._life.beat()
+            self._take_requests()
+            self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
+            time.sleep(READ_S)
+
+    def _end(self) -> None:
+        """The recording is through: its last part is inspected, then only the heart beats."""
+        for frame in self._trigger.flush():
+            self._inspect(frame)
+        self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
+        self._view.state = CameraState.ENDED
+        get_logger().info("camera_ended", last_seq=self._view.high_water)
+        while not self._stopping():
+            self._life.beat()
+            self._take_requests()
+            self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
+            time.sleep(READ_S)
+
+    # -- frames -----------------------------------------------------------------------------------------------------
+
+    def _consider(self, frame: Frame) -> None:
+        """Decides whether a frame is one to inspect."""
+        if frame.damage is not None:
+            self._view.frames_damaged += 1
+        if not self._accepting():
+            return
+        if self._kind is TriggerKind.EXTERNAL:
+            self._serve_requests(frame)
+            return
+        if frame.damage is not None and self._kind is TriggerKind.PRESENCE:
+            if not self._damage_told:  # one error for one run of damage: whether a part was in it cannot be known
+                self._damage_told = True
+                self._inspect(frame)
+            return
+        self._damage_told = False
+        for chosen in self._trigger.feed(frame):
+            self._inspect(chosen)
+
+    def _inspect(self, frame: Frame) -> None:
+        """Accepts a frame with its pixels, or as an error where a gate says so or the ring is full."""
+        gate = self._gate(frame)
+        slot = None if gate is Reason.FRAME_CORRUPT else self._slot()
+        if slot is None and gate is None:
+            if self._camera.trigger.when_full == "skip" and self._kind is TriggerKind.CONTINUOUS:
+                self._view.frames_skipped += 1
+                return
+            gate = Reason.OVERLOAD
+        self._accept(self._row(frame, gate=gate), frame, slot)
+
+    def _gate(self, frame: Frame) -> Reason | None:
+        height, width = frame.pixels_bgr.shape[:2]
+        if frame.damage is not None or height * width * 3 > self._ring.slot_bytes:
+            return Reason.FRAME_CORRUPT
+        return self._frozen.check(frame)
+
+    def _slot(self) -> int | None:
+        """A free slot; a recording that is read as fast as possible waits for one."""
+        slot = self._ring.claim(self._view.answered_through)
+        while slot is None and self._fast and not self._stopping():
+            self._life.beat()
+            time.sleep(FULL_S)
+            slot = self._ring.claim(self._view.answered_through)
+        return slot
+
+    def _row(self, frame: Frame, *, gate: Reason | None) -> NewRow:
+        now_ns = time.monotonic_ns()
+        height, width = frame.pixels_bgr.shape[:2]
+        deadline_ns = 0 if self._fast else frame.captured_ns + round(self._recipe.deadline_ms * 1e6)
+        return NewRow(
+            trigger_kind=self._kind,
+            accepted_ns=frame.captured_ns,
+            deadline_ns=deadline_ns,
+            frame_index=frame.index,
+            width_px=width,
+            height_px=height,
+            pts_s=frame.pts_s,
+            captured_ns=frame.captured_ns,
+            captured_utc_ns=frame.captured_utc_ns,
+            capture_ms=(now_ns - frame.captured_ns) / 1e6,
+            gate=gate,
+            simulated=self._simulated,
+        )
+
+    def _accept(self, row: NewRow, frame: Frame | None, slot: int | None) -> int | None:
+        """The acceptance itself. None where the table is full: then nothing was accepted, and it is counted."""
+        seq = self._view.high_water + 1
+        if slot is not None and frame is not None:
+            generation = self._ring.write(slot, frame.pixels_bgr, seq)
+            row = replace(row, slot=slot, slot_generation=generation)
+        if self._view.accept(row) is None:
+            self._view.frames_skipped += 1
+            return None
+        self._wake()
+        return seq
+
+    def _accept_error(self, reason: Reason) -> None:
+        """Accepts something that no frame belongs to, already decided."""
+        now_ns = time.monotonic_ns()
+        deadline_ns = now_ns + round(self._recipe.deadline_ms * 1e6)
+        row = NewRow(
+            trigger_kind=self._kind,
+            accepted_ns=now_ns,
+            deadline_ns=deadline_ns,
+            gate=reason,
+            simulated=self._simulated,
+        )
+        self._accept(row, None, None)
+
+    def _wake(self) -> None:
+        for outbox in self._wakes:
+            if outbox.send([b""]) is None:
+                self._view.wakeups_dropped += 1
+
+    # -- external triggers --------------------------------------------------------------------------------------------
+
+    def _take_requests(self) -> None:
+        """Accepts the triggers that came: each is a row at once, before its frame is there."""
+        for body in self._commands.commands():
+            command = json.loads(body)
+            arrived_ns = command["arrived_ns"]
+            deadline_ms = command["deadline_ms"] or self._recipe.deadline_ms
+            deadline_ns = arrived_ns + round(deadline_ms * 1e6)
+            row = NewRow(
+                trigger_kind=self._kind,
+                trigger_id=command["trigger_id"],
+                part_id=command["part_id"],
+                accepted_ns=arrived_ns,
+                deadline_ns=deadline_ns,
+                gate=Reason.NOT_READY if not self._accepting() else None,
+                simulated=self._simulated,
+            )
+            seq = self._accept(row, None, None)
+            if seq is not None and row.gate is None:
+                self._requests.append(_Request(seq=seq, arrived_ns=arrived_ns, deadline_ns=deadline_ns))
+
+    def _serve_requests(self, frame: Frame) -> None:
+        """Gives the first frame exposed after its arrival to every trigger that waits."""
+        ready = [request for request in self._requests if frame.captured_ns > request.arrived_ns]
+        for request in ready:
+            self._requests.remove(request)
+            gate = self._gate(frame)
+            slot = None if gate is not None else self._slot()
+            if slot is None:
+                self._view.decide(request.seq, gate or Reason.OVERLOAD)
+            else:
+                generation = self._ring.write(slot, frame.pixels_bgr, request.seq)
+                row = self._row(frame, gate=None)
+                self._view.fill(request.seq, replace(row, slot=slot, slot_generation=generation))
+            self._wake()
+
+    def _answer_overdue_requests(self, now_ns: int) -> None:
+        self._fail_requests(Reason.CAMERA_LOST, now_ns, all_of_them=False)
+
+    def _fail_requests(self, reason: Reason, now_ns: int, *, all_of_them: bool) -> None:
+        """Decides triggers whose frame did not come (in time) as errors."""
+        reserve_ns = round(2e6 * self._life.charge.settings.publisher.publish_reserve_ms)
+        gone = [each for each in self._requests if all_of_them or now_ns >= each.deadline_ns - reserve_ns]
+        for request in gone:
+            self._requests.remove(request)
+            self._view.decide(request.seq, reason)
+        if gone:
+            self._wake()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def _accepting(self) -> bool:
+        return bool(self._table.accepting) and not self._table.stopping and not self._view.paused
+
+    def _stopping(self) -> bool:
+        return self._life.stopping or bool(self._table.stopping)
+
+    def _count_missed(self, source: FrameSource) -> None:
+        missed, self._missed_before = source.frames_missed - self._missed_before, source.frames_missed
+        if missed and self._accepting():
+            self._view.frames_skipped += missed

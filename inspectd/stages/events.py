@@ -1,0 +1,108 @@
+"""Events are what changed in the ticket table between two looks. Pure: looks in, events out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inspectd.records import CameraState
+from inspectd.transport.wire import EventKind
+
+SKIPPED_EVERY_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraLook:
+    """One camera as the table shows it at one moment."""
+
+    name: str
+    state: CameraState
+    accepted_through: int
+    answered_through: int
+    frames_skipped: int
+    frames_damaged: int
+    capture_generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """The daemon as the table shows it at one moment."""
+
+    worker_generation: int
+    journal_healthy: bool
+    cameras: tuple[CameraLook, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened; `details` are `last_seq` and `count`."""
+
+    kind: EventKind
+    camera: str | None
+    details: dict[str, int]
+
+
+class EventWatch:
+    """Remembers the last look and what it already told.
+
+    Args:
+        first: the look to start from; a publisher that replaces another one starts from the present.
+    """
+
+    def __init__(self, first: Look) -> None:
+        self._last = first
+        self._ended: set[str] = set()
+        self._told = {camera.name: (camera.frames_skipped, camera.frames_damaged) for camera in first.cameras}
+        self._told_ns = 0
+
+    def changes(self, look: Look, now_ns: int) -> list[Event]:
+        """What happened since the last look, in a fixed order."""
+        events = self._daemon_changes(look)
+        counts_due = now_ns - self._told_ns >= SKIPPED_EVERY_NS
+        for before, after in zip(self._last.cameras, look.cameras, strict=True):
+            if counts_due:
+                events += self._count_changes(after)
+            events += self._camera_changes(before, after)
+        if counts_due:
+            self._told_ns = now_ns
+        self._last = look
+        return events
+
+    def _daemon_changes(self, look: Look) -> list[Event]:
+        events = []
+        if look.worker_generation != self._last.worker_generation:
+            events.append(_event(EventKind.WORKER_RESTARTED, None))
+        if look.journal_healthy != self._last.journal_healthy:
+            kind = EventKind.JOURNAL_BACK if look.journal_healthy else EventKind.JOURNAL_FAILED
+            events.append(_event(kind, None))
+        return events
+
+    def _camera_changes(self, before: CameraLook, after: CameraLook) -> list[Event]:
+        events = []
+        if after.capture_generation != before.capture_generation and before.capture_generation > 0:
+            events.append(_event(EventKind.CAPTURE_RESTARTED, after.name))
+        if after.state is not before.state:
+            if after.state is CameraState.LOST:
+                events.append(_event(EventKind.CAMERA_LOST, after.name, last_seq=after.accepted_through))
+            elif before.state is CameraState.LOST and after.state is CameraState.READY:
+                events.append(_event(EventKind.CAMERA_BACK, after.name, last_seq=after.accepted_through))
+        if after.state is not CameraState.ENDED:
+            self._ended.discard(after.name)
+        elif after.name not in self._ended and after.answered_through == after.accepted_through:
+            self._ended.add(after.name)
+            events += self._count_changes(after)
+            events.append(_event(EventKind.CAMERA_ENDED, after.name, last_seq=after.answered_through))
+        return events
+
+    def _count_changes(self, camera: CameraLook) -> list[Event]:
+        skipped, damaged = self._told[camera.name]
+        self._told[camera.name] = (camera.frames_skipped, camera.frames_damaged)
+        events = []
+        if camera.frames_skipped > skipped:
+            events.append(_event(EventKind.FRAMES_SKIPPED, camera.name, count=camera.frames_skipped - skipped))
+        if camera.frames_damaged > damaged:
+            events.append(_event(EventKind.FRAMES_DAMAGED, camera.name, count=camera.frames_damaged - damaged))
+        return events
+
+
+def _event(kind: EventKind, camera: str | None, **details: int) -> Event:
+    return Event(kind=kind, camera=camera, details=details)

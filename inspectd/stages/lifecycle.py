@@ -1,0 +1,124 @@
+"""What every child process does the same way: die with its parent, note signals, beat its heart, exit with a reason."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import structlog
+
+from inspectd.errors import ConfigError, EndpointHeld, InspectdError
+from inspectd.log import configure_log, get_logger
+from inspectd.recipe import Recipe
+from inspectd.settings import Settings
+from inspectd.transport.tickets import Table
+
+if TYPE_CHECKING:
+    from inspectd.transport.tickets import ChildView
+
+PR_SET_PDEATHSIG = 1
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the daemon and its children (contract §6)."""
+
+    DONE = 0
+    FOUND_WRONG = 1
+    USAGE = 2
+    CONFIG = 3
+    ENDPOINT_HELD = 4
+    FAILED = 70
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What a child is told at birth."""
+
+    parent_pid: int
+    table_name: str
+    child_index: int
+    generation: int
+    settings: Settings
+    recipes: dict[str, Recipe]
+    """By camera name."""
+    recipe_epoch: int = 0
+
+
+class Life:
+    """A child's own view of its life: when it was told to stop, and its heart.
+
+    Attributes:
+        stopping: set by SIGTERM or by the daemon's stopping flag; the loop reads it.
+    """
+
+    def __init__(self, charge: Charge, table: Table) -> None:
+        self.charge = charge
+        self.table = table
+        self.heart: ChildView = table.child(charge.child_index)
+        self._told = False
+        signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this child was told to end."""
+        return self._told
+
+    def beat(self) -> None:
+        """One heartbeat, from the work loop and nowhere else."""
+        self.heart.beat(time.monotonic_ns())
+
+    def _note(self, *_: object) -> None:
+        self._told = True
+
+
+def live(charge: Charge, stage: str, work: Callable[[Life], None], **bound: str) -> None:
+    """The whole life of a child: runs `work` and turns how it ends into an exit code and one line of log.
+
+    This is the target of `multiprocessing.Process`; it never returns normally.
+    """
+    _die_with(charge.parent_pid)
+    configure_log(charge.settings.log.level, charge.settings.log.format, stage=stage, **bound)
+    logger = get_logger()
+    try:
+        table = Table.attach(charge.table_name)
+        life = Life(charge, table)
+        life.beat()
+        work(life)
+    except ConfigError as error:
+        _say(str(error))
+        os._exit(ExitCode.CONFIG)
+    except EndpointHeld as error:
+        _say(str(error))
+        os._exit(ExitCode.ENDPOINT_HELD)
+    except InspectdError as error:
+        logger.error("stage_failed", error=str(error))  # noqa: TRY400 - an expected failure is one line
+        os._exit(ExitCode.FAILED)
+    except Exception:
+        logger.exception("stage_crashed")
+        os._exit(ExitCode.FAILED)
+    logger.debug("stage_ended")
+    sys.stderr.flush()
+    os._exit(ExitCode.DONE)
+
+
+def _say(line: str) -> None:
+    """One line for a person, on standard error."""
+    sys.stderr.write(f"inspectd: {line}\n")
+    sys.stderr.flush()
+
+
+def _die_with(parent_pid: int) -> None:
+    """Asks the kernel for SIGKILL when the parent's spawning thread ends, then makes sure that it has not already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        structlog.get_logger().warning("parent_death_signal_refused", errno=ctypes.get_errno())
+    if os.getppid() != parent_pid:
+        os._exit(ExitCode.FAILED)

@@ -1,0 +1,364 @@
+"""The publisher: ledgers, journal and the public sockets. One process, one loop, no call that can block for long.
+
+A turn: read what was accepted (the ticket table) and found (results), collect what is to be answered, freeze, journal,
+publish, mark as answered. Deadlines and heartbeats bound how long a turn may wait for the next message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from inspectd.errors import TransportError
+from inspectd.journal import Journal, JournalWriter
+from inspectd.log import get_logger
+from inspectd.records import CameraState, DaemonState, Decision, Reason
+from inspectd.stages.answers import Frozen, as_error, entry_of, freeze, verdict_of
+from inspectd.stages.events import CameraLook, Event, EventWatch, Look
+from inspectd.stages.ledger import Answer, Ledger
+from inspectd.stages.lifecycle import Charge, Life, live
+from inspectd.stages.requests import Requests
+from inspectd.telemetry import Metrics, MetricsServer, Sample
+from inspectd.transport import wire
+from inspectd.transport.sockets import (
+    LINGER_STOP_MS,
+    Commands,
+    ControlSocket,
+    Inbox,
+    VerdictSocket,
+    finish_sockets,
+    stage_endpoint,
+    wait,
+)
+from inspectd.transport.tickets import CameraView
+
+HEARTBEAT_NS = 200_000_000
+TURN_S = 0.05
+LOST_RESULT_NS = 2_000_000_000
+DRAIN_NS = 3_000_000_000
+STAGE = "publisher"
+
+
+def publisher_main(charge: Charge) -> None:
+    """Entry point of the publisher's process."""
+    live(charge, STAGE, lambda life: Publisher(life).run())
+
+
+class Publisher:
+    """One generation of the publisher."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._charge = life.charge
+        self._table = life.table
+        self._session = life.table.session
+        self._born_ns = time.monotonic_ns()
+        settings = self._charge.settings
+        self._reserve_ns = round(settings.publisher.publish_reserve_ms * 1e6)
+        self._metrics = Metrics()
+        self._writer = JournalWriter(
+            settings.state_dir / "journal.sqlite",
+            keep_days=settings.journal.keep_days,
+            on_commit=self._metrics.commit.observe,
+        )
+        self._journal = Journal.open(settings.state_dir / "journal.sqlite", read_only=True)
+        self._views = {name: self._table.camera(index) for index, name in enumerate(self._table.cameras)}
+        self._ledgers = {name: self._new_ledger(name, view) for name, view in self._views.items()}
+        self._open_sockets()
+        self._worker_generation = self._table.worker_generation
+        self._events = EventWatch(self._look())
+        self._turned_ns = self._born_ns
+        self._beat_due_ns = 0
+        self._checked_ns = self._born_ns
+        self._drain_since_ns = 0
+        self._requests = Requests(
+            life=life,
+            journal=self._journal,
+            socket=self._control,
+            commands=self._commands,
+            metrics=self._metrics,
+            state=self._daemon_state,
+        )
+        self._http = self._serve_metrics()
+
+    def run(self) -> None:
+        """Turns until the daemon stops and everything accepted is answered."""
+        logger = get_logger()
+        logger.info("publisher_started", verdicts=self._charge.settings.endpoints.verdicts)
+        if self._charge.generation > 1:
+            self._publish_event(Event(kind=wire.EventKind.PUBLISHER_RESTARTED, camera=None, details={}))
+        while not self._done():
+            wait(self._sockets, self._patience_s())
+            self._life.beat()
+            self.turn(time.monotonic_ns())
+        self._close()
+        logger.info("publisher_stopped", late_results=sum(ledger.late_results for ledger in self._ledgers.values()))
+
+    def turn(self, now_ns: int) -> None:
+        """One turn of the loop."""
+        self._turned_ns = now_ns
+        for _ in self._wakes.drain():
+            pass
+        self._take_rows()
+        self._take_late_gates()
+        self._take_results()
+        self._notice_lost_work(now_ns)
+        self._answer_all(now_ns)
+        self._verdicts.serve_subscriptions()
+        self._requests.serve(now_ns)
+        for event in self._events.changes(self._look(), now_ns):
+            self._publish_event(event)
+        if now_ns >= self._beat_due_ns:
+            self._publish_heartbeat(now_ns)
+
+    # -- what was accepted and found ------------------------------------------------------------------------------
+
+    def _new_ledger(self, name: str, view: CameraView) -> Ledger:
+        """The ledger as table and journal leave it: what is journaled is answered, and is never published twice."""
+        answered = max(view.answered_through, self._journal.last_seq(self._session, name) or 0)
+        view.answered_through = answered
+        return Ledger(answered_through=answered, reserve_ns=self._reserve_ns)
+
+    def _take_rows(self) -> None:
+        for name, view in self._views.items():
+            ledger = self._ledgers[name]
+            for seq in range(ledger.accepted_through + 1, view.high_water + 1):
+                row = view.row(seq)
+                if row is None:
+                    raise TransportError(f"camera {name}: the ticket table has lost row {seq}")
+                ledger.accept(row)
+                self._requests.row_accepted(name, row)
+
+    def _take_late_gates(self) -> None:
+        """A trigger whose frame did not come was accepted first and decided later: by its camera, in its row."""
+        for name, ledger in self._ledgers.items():
+            for row in list(ledger.open_rows()):
+                if row.slot < 0 and (now := self._views[name].row(row.seq)) is not None and now.gate is not None:
+                    ledger.fail(row.seq, now.gate)
+
+    def _take_results(self) -> None:
+        for parts in self._results.drain():
+            try:
+                result = wire.result_from_bytes(parts[0])
+                name = self._table.cameras[result.camera]
+            except (TransportError, IndexError) as error:
+                get_logger().error("result_refused", error=str(error))
+                continue
+            if result.worker_generation != self._table.worker_generation:
+                self._metrics.late_results.inc()
+                continue
+            mask_png = parts[1] if len(parts) > 1 else None
+            if not self._ledgers[name].resolve(result, mask_png):
+                self._metrics.late_results.inc()
+
+    def _notice_lost_work(self, now_ns: int) -> None:
+        """What a dead worker held, and results that were sent but never came, become errors at once."""
+        if self._table.worker_generation != self._worker_generation:
+            self._worker_generation = self._table.worker_generation
+            lost = sum(ledger.give_up(Reason.WORKER_LOST) for ledger in self._ledgers.values())
+            get_logger().warning("worker_lost", answered=lost)
+        if now_ns - self._checked_ns < LOST_RESULT_NS:
+            return
+        self._checked_ns = now_ns
+        for name, ledger in self._ledgers.items():
+            for row in list(ledger.open_rows()):
+                if self._result_is_lost(self._views[name], row.seq, now_ns):
+                    ledger.fail(row.seq, Reason.INTERNAL)
+
+    def _result_is_lost(self, view: CameraView, seq: int, now_ns: int) -> bool:
+        row = view.row(seq)
+        if row is None or not row.result_publisher:
+            return False
+        return row.result_publisher != self._charge.generation or now_ns - row.result_ns > LOST_RESULT_NS
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    def _answer_all(self, now_ns: int) -> None:
+        overdue = self._overdue_reason()
+        frozen: list[Frozen] = []
+        for name, ledger in self._ledgers.items():
+            frozen += [self._freeze(name, answer, now_ns) for answer in ledger.collect(now_ns, overdue)]
+        if frozen:
+            for each in self._journaled(frozen):
+                self._publish(each)
+
+    def _overdue_reason(self) -> Reason:
+        if self._table.worker_ready:
+            return Reason.LATE
+        return Reason.WORKER_LOST if self._table.accepting else Reason.NOT_READY
+
+    def _freeze(self, name: str, answer: Answer, now_ns: int) -> Frozen:
+        current = self._views[name].row(answer.row.seq) or answer.row  # a trigger's frame may have come after its row
+        verdict = verdict_of(
+            replace(answer, row=current),
+            session=self._session,
+            camera=name,
+            recipe=self._charge.recipes[name].info,
+            now_ns=now_ns,
+        )
+        return freeze(verdict, answer.mask_png)
+
+    def _journaled(self, frozen: list[Frozen]) -> list[Frozen]:
+        """Journal first (I4): what cannot be committed within the reserve goes out as the settings say."""
+        if self._writer.healthy:
+            commit = self._writer.submit([entry_of(each) for each in frozen])
+            if commit.wait(self._reserve_ns / 1e9):
+                return frozen
+            replaced = [self._unjournaled(each) for each in frozen]
+            if not commit.abandon([entry_of(each) for each in replaced]):
+                return frozen
+        else:
+            replaced = [self._unjournaled(each) for each in frozen]
+            self._writer.submit([entry_of(each) for each in replaced])
+        self._metrics.unjournaled.inc(len(replaced))
+        for each in replaced:  # no other process can know of these: never send them twice
+            self._views[each.verdict.camera].answered_through = each.verdict.seq
+        return replaced
+
+    def _unjournaled(self, each: Frozen) -> Frozen:
+        verdict = replace(each.verdict, journaled=False)
+        if self._charge.settings.journal.strict_audit and verdict.decision is not Decision.ERROR:
+            verdict = as_error(verdict, Reason.INTERNAL)
+        return freeze(verdict, each.mask_png)
+
+    def _publish(self, each: Frozen) -> None:
+        verdict = each.verdict
+        self._verdicts.send(each.topic, each.body, each.mask_png)
+        self._views[verdict.camera].answered_through = verdict.seq
+        self._metrics.verdicts.labels(verdict.camera, verdict.decision, verdict.reason).inc()
+        if verdict.latency_ms.total is not None:
+            self._metrics.latency.labels(verdict.camera).observe(verdict.latency_ms.total / 1000)
+        self._requests.answered(each)
+        get_logger().debug(
+            "verdict_published",
+            camera=verdict.camera,
+            seq=verdict.seq,
+            decision=verdict.decision,
+            reason=verdict.reason,
+        )
+
+    # -- heartbeats and events --------------------------------------------------------------------------------------
+
+    def _daemon_state(self) -> DaemonState:
+        if self._table.stopping:
+            return DaemonState.STOPPING
+        if not self._table.accepting:
+            return DaemonState.STARTING
+        lost = any(view.state is CameraState.LOST for view in self._views.values())
+        sound = self._table.worker_ready and self._writer.healthy and not lost
+        return DaemonState.READY if sound else DaemonState.DEGRADED
+
+    def _publish_heartbeat(self, now_ns: int) -> None:
+        self._beat_due_ns = now_ns + HEARTBEAT_NS
+        cameras = {
+            name: wire.CameraBeat(
+                state=CameraState.PAUSED if view.paused else view.state,
+                last_seq=view.answered_through,
+                recipe_sha256=self._charge.recipes[name].sha256,
+            )
+            for name, view in self._views.items()
+        }
+        uptime_s = (now_ns - self._table.started_ns) / 1e9
+        body = wire.heartbeat_body(self._session, self._daemon_state(), uptime_s, cameras)
+        self._verdicts.send(wire.HEARTBEAT_TOPIC, body)
+
+    def _publish_event(self, event: Event) -> None:
+        body = wire.event_body(self._session, event.kind, event.camera, time.time_ns(), **event.details)
+        self._verdicts.send(wire.event_topic(event.kind), body)
+        get_logger().info(event.kind.value, camera=event.camera, **event.details)
+
+    def _look(self) -> Look:
+        return Look(
+            worker_generation=self._table.worker_generation,
+            journal_healthy=self._writer.healthy,
+            cameras=tuple(
+                CameraLook(
+                    name=name,
+                    state=view.state,
+                    accepted_through=view.high_water,
+                    answered_through=view.answered_through,
+                    frames_skipped=view.frames_skipped,
+                    frames_damaged=view.frames_damaged,
+                    capture_generation=view.capture_generation,
+                )
+                for name, view in self._views.items()
+            ),
+        )
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def _open_sockets(self) -> None:
+        settings, generation = self._charge.settings, self._charge.generation
+
+        def mine(what: str) -> str:
+            return stage_endpoint(settings.sockets_dir, STAGE, generation, what)
+
+        self._results = Inbox(mine("results"))
+        self._wakes = Inbox(mine("wake"))
+        self._commands = Commands(mine("commands"))
+        self._verdicts = VerdictSocket(settings.endpoints.verdicts, self._life.beat)
+        self._control = ControlSocket(settings.endpoints.control, self._life.beat)
+        self._sockets = [self._results, self._wakes, self._commands, self._verdicts, self._control]
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        address = self._charge.settings.endpoints.metrics
+        self._metrics.watch(self._samples)
+        if not address:
+            return None
+        try:
+            return MetricsServer(
+                address,
+                self._metrics.registry,
+                alive=lambda: time.monotonic_ns() - self._turned_ns < 1_000_000_000,
+                ready=lambda: self._daemon_state() is DaemonState.READY,
+            )
+        except OSError as error:  # metrics are no reason to stop inspecting
+            get_logger().error("metrics_unavailable", endpoint=address, error=str(error))
+            return None
+
+    def _samples(self) -> Mapping[str, Iterable[Sample]]:
+        views = self._views.items()
+        return {
+            "inspectd_frames_read": [((name,), view.frames_read) for name, view in views],
+            "inspectd_frames_skipped": [((name,), view.frames_skipped) for name, view in views],
+            "inspectd_frames_waiting": [((name,), view.high_water - view.answered_through) for name, view in views],
+            "inspectd_camera_up": [((name,), float(view.state is CameraState.READY)) for name, view in views],
+            "inspectd_last_seq": [((name,), view.answered_through) for name, view in views],
+            "inspectd_restarts": [((child.name,), child.restarts) for child in self._table.children()],
+            "inspectd_ready": [((), float(self._daemon_state() is DaemonState.READY))],
+        }
+
+    def _patience_s(self) -> float:
+        """How long the next turn may wait: until a heartbeat or a verdict falls due."""
+        dues = [due for ledger in self._ledgers.values() if (due := ledger.next_due_ns()) is not None]
+        until_ns = min([self._beat_due_ns, *dues]) - time.monotonic_ns()
+        return min(TURN_S, max(0.0, until_ns / 1e9))
+
+    def _done(self) -> bool:
+        """Whether the daemon stops and nothing is left to answer; what is not done in 3 s is answered as an error."""
+        if not self._life.stopping:
+            return False
+        now_ns = time.monotonic_ns()
+        self._drain_since_ns = self._drain_since_ns or now_ns
+        if now_ns - self._drain_since_ns > DRAIN_NS:
+            for ledger in self._ledgers.values():
+                ledger.give_up(Reason.INTERNAL)
+            self.turn(now_ns)
+        return all(view.high_water == view.answered_through for view in self._views.values())
+
+    def _close(self) -> None:
+        """The last heartbeat says `stopping`; then subscribers have a second to take what is queued."""
+        self._publish_heartbeat(time.monotonic_ns())
+        if self._http is not None:
+            self._http.close()
+        self._writer.close(1.0)
+        self._journal.close()
+        for socket in (self._verdicts, self._control):
+            socket.close(LINGER_STOP_MS)
+        for internal in (self._results, self._wakes, self._commands):
+            internal.close()
+        finish_sockets()
+        with contextlib.suppress(OSError):
+            self._life.beat()

@@ -1,0 +1,286 @@
+"""Carries out the requests of contract §5 in the publisher, which has journal, table and the way to the captures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from inspectd import control
+from inspectd.control import ErrorCode, RequestError
+from inspectd.errors import JournalError
+from inspectd.log import get_logger
+from inspectd.records import DaemonState, TriggerKind
+
+if TYPE_CHECKING:
+    from inspectd.journal import Journal
+    from inspectd.stages.answers import Frozen
+    from inspectd.stages.lifecycle import Life
+    from inspectd.telemetry import Metrics
+    from inspectd.transport.sockets import Commands, ControlSocket
+    from inspectd.transport.tickets import ChildRow, Row
+
+T = TypeVar("T")
+TRIGGER_PATIENCE_NS = 1_000_000_000
+MAX_WAITING = 1000
+REMEMBERED = 512
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(slots=True)
+class _Waiter:
+    """A client that waits for a trigger to be accepted and, if asked so, for its verdict."""
+
+    envelope: list[bytes]
+    request_id: str
+    wants_verdict: bool
+    since_ns: int
+    seq: int | None = None
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What `status` says of one camera."""
+
+    totals_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    decisions: dict[str, int] = field(default_factory=lambda: {"pass": 0, "fail": 0, "error": 0})
+
+
+class Requests:
+    """The publisher's side of `control`.
+
+    Args:
+        state: the daemon's state at present.
+    """
+
+    def __init__(
+        self,
+        *,
+        life: Life,
+        journal: Journal,
+        socket: ControlSocket,
+        commands: Commands,
+        metrics: Metrics,
+        state: Callable[[], DaemonState],
+    ) -> None:
+        self._life = life
+        self._table = life.table
+        self._journal = journal
+        self._socket = socket
+        self._commands = commands
+        self._metrics = metrics
+        self._state = state
+        self._waiting: dict[tuple[str, str], list[_Waiter]] = {}
+        self._seqs: dict[tuple[str, str], int] = {}
+        self._tallies = {name: _Tally() for name in self._table.cameras}
+
+    def serve(self, now_ns: int) -> None:
+        """Answers what waits on the socket, and clients whose trigger no capture took."""
+        for envelope, body in self._socket.requests():
+            try:
+                reply = self._carry_out(control.parse(body), envelope, now_ns)
+            except RequestError as error:
+                self._metrics.bad_requests.inc()
+                reply = (control.refused(error),)
+            if reply:
+                self._socket.reply(envelope, *reply)
+        self._refuse_untaken(now_ns)
+
+    def row_accepted(self, camera: str, row: Row) -> None:
+        """Tells the clients whose trigger this is its `seq`. The row is the truth, whatever became of its capture."""
+        if row.trigger_id is None:
+            return
+        key = (camera, row.trigger_id)
+        self._seqs[key] = row.seq
+        for waiter in self._waiting.get(key, []):
+            waiter.seq = row.seq
+            if not waiter.wants_verdict:
+                self._socket.reply(waiter.envelope, control.accepted(waiter.request_id, seq=row.seq))
+        self._keep_waiting(key, [waiter for waiter in self._waiting.get(key, []) if waiter.wants_verdict])
+
+    def answered(self, frozen: Frozen) -> None:
+        """Gives a verdict to the clients that wait for it, and counts it for `status`."""
+        verdict = frozen.verdict
+        tally = self._tallies[verdict.camera]
+        tally.decisions[verdict.decision] += 1
+        if verdict.latency_ms.total is not None:
+            tally.totals_ms.append(verdict.latency_ms.total)
+        if verdict.trigger.id is None:
+            return
+        key = (verdict.camera, verdict.trigger.id)
+        for waiter in self._waiting.pop(key, []):
+            body = json.loads(frozen.body)
+            self._socket.reply(waiter.envelope, control.accepted(waiter.request_id, seq=verdict.seq, verdict=body))
+
+    # -- one method a request ---------------------------------------------------------------------------------------
+
+    def _carry_out(self, request: control.Request, envelope: list[bytes], now_ns: int) -> tuple[bytes, ...]:
+        if not isinstance(request, control.Status | control.Reload) and request.camera not in self._table.cameras:
+            names = ", ".join(self._table.cameras)
+            message = f"camera: no camera {request.camera!r}; there are {names}"
+            raise RequestError(ErrorCode.UNKNOWN_CAMERA, message, request.id)
+        match request:
+            case control.Status():
+                return (control.accepted(request.id, **self._status(now_ns)),)
+            case control.History():
+                return (self._history(request),)
+            case control.MaskRequest():
+                return self._mask(request)
+            case control.TriggerRequest():
+                return self._trigger(request, envelope, now_ns)
+            case control.Pause() | control.Resume():
+                self._view(request.camera).paused = isinstance(request, control.Pause)
+                return (control.accepted(request.id),)
+            case control.Reload() | control.RecipeRequest():
+                message = f"op: {request.op} needs a restart of the daemon in this version"
+                raise RequestError(ErrorCode.UNAVAILABLE, message, request.id)
+
+    def _history(self, request: control.History) -> bytes:
+        entries = self._read(
+            request.id,
+            lambda: self._journal.since(
+                request.camera,
+                request.since_seq,
+                session=request.session or self._table.session,
+                limit=request.limit,
+            ),
+        )
+        return control.accepted(request.id, verdicts=[json.loads(entry.body) for entry in entries])
+
+    def _mask(self, request: control.MaskRequest) -> tuple[bytes, ...]:
+        session = request.session or self._table.session
+        png = self._read(request.id, lambda: self._journal.mask(session, request.camera, request.seq))
+        if png is None:
+            message = f"seq: no mask for {request.camera} {request.seq} in session {session}"
+            raise RequestError(ErrorCode.NOT_FOUND, message, request.id)
+        return control.accepted(request.id, seq=request.seq), png
+
+    def _trigger(self, request: control.TriggerRequest, envelope: list[bytes], now_ns: int) -> tuple[bytes, ...]:
+        kind = TriggerKind(self._life.charge.settings.cameras[request.camera].trigger.kind)
+        if kind is not TriggerKind.EXTERNAL:
+            message = f'camera: {request.camera} has trigger.kind = "{kind}"; only "external" takes requests'
+            raise RequestError(ErrorCode.BAD_REQUEST, message, request.id)
+        key = (request.camera, request.trigger_id)
+        seq = self._seq_of(request, key)
+        if seq is not None and (not request.wait or seq <= self._view(request.camera).answered_through):
+            return (self._known_trigger(request, seq),)
+        if sum(map(len, self._waiting.values())) >= MAX_WAITING:
+            raise RequestError(ErrorCode.UNAVAILABLE, f"trigger: {MAX_WAITING} requests wait already", request.id)
+        first = seq is None and key not in self._waiting
+        waiter = _Waiter(envelope, request.id, request.wait, now_ns, seq)
+        self._waiting.setdefault(key, []).append(waiter)
+        if first and not self._commands.send(f"capture-{request.camera}", _trigger_command(request, now_ns)):
+            self._keep_waiting(key, [])
+            raise RequestError(ErrorCode.UNAVAILABLE, f"camera: {request.camera} takes no triggers now", request.id)
+        return ()
+
+    def _seq_of(self, request: control.TriggerRequest, key: tuple[str, str]) -> int | None:
+        if key not in self._seqs:
+            seq = self._read(request.id, lambda: self._journal.seq_of_trigger(self._table.session, *key))
+            if seq is None:
+                return None
+            self._seqs[key] = seq
+        return self._seqs[key]
+
+    def _known_trigger(self, request: control.TriggerRequest, seq: int) -> bytes:
+        """The reply to a trigger id that was accepted before: the same seq, never a second inspection."""
+        if not request.wait:
+            return control.accepted(request.id, seq=seq)
+        entries = self._read(
+            request.id,
+            lambda: self._journal.since(request.camera, seq - 1, session=self._table.session, limit=1),
+        )
+        if not entries or entries[0].seq != seq:
+            raise RequestError(ErrorCode.NOT_FOUND, f"trigger_id: verdict {seq} is not journaled yet", request.id)
+        return control.accepted(request.id, seq=seq, verdict=json.loads(entries[0].body))
+
+    def _refuse_untaken(self, now_ns: int) -> None:
+        for key, waiters in list(self._waiting.items()):
+            gone = [each for each in waiters if each.seq is None and now_ns - each.since_ns > TRIGGER_PATIENCE_NS]
+            for waiter in gone:
+                error = RequestError(
+                    ErrorCode.UNAVAILABLE, f"camera: {key[0]} did not take the trigger", waiter.request_id
+                )
+                self._socket.reply(waiter.envelope, control.refused(error))
+            if gone:
+                self._keep_waiting(key, [each for each in waiters if each not in gone])
+
+    def _keep_waiting(self, key: tuple[str, str], waiters: list[_Waiter]) -> None:
+        if waiters:
+            self._waiting[key] = waiters
+        else:
+            self._waiting.pop(key, None)
+
+    def _read(self, request_id: str, query: Callable[[], T]) -> T:
+        try:
+            return query()
+        except JournalError as error:
+            get_logger().error("journal_unreadable", error=str(error))
+            raise RequestError(ErrorCode.UNAVAILABLE, f"journal: {error}", request_id) from error
+
+    def _view(self, camera: str) -> Any:
+        return self._table.camera(self._table.cameras.index(camera))
+
+    def _status(self, now_ns: int) -> dict[str, Any]:
+        return {
+            "session": self._table.session,
+            "state": self._state(),
+            "uptime_s": round((now_ns - self._table.started_ns) / 1e9, 3),
+            "processes": [_process(child, now_ns) for child in self._table.children()],
+            "cameras": {name: self._camera_status(name) for name in self._table.cameras},
+        }
+
+    def _camera_status(self, name: str) -> dict[str, Any]:
+        view, tally = self._view(name), self._tallies[name]
+        return {
+            "state": view.state,
+            "paused": bool(view.paused),
+            "recipe": self._life.charge.recipes[name].name,
+            "last_seq": view.answered_through,
+            "waiting": view.high_water - view.answered_through,
+            "frames_read": view.frames_read,
+            "frames_skipped": view.frames_skipped,
+            "frames_damaged": view.frames_damaged,
+            "decisions": dict(tally.decisions),
+            "latency_ms": {"p50": _quantile(tally.totals_ms, 0.5), "p99": _quantile(tally.totals_ms, 0.99)},
+        }
+
+
+def _trigger_command(request: control.TriggerRequest, now_ns: int) -> bytes:
+    fields = request.model_dump(include={"op", "trigger_id", "part_id", "deadline_ms"})
+    return json.dumps(fields | {"arrived_ns": now_ns}).encode()
+
+
+def _process(child: ChildRow, now_ns: int) -> dict[str, Any]:
+    return {
+        "name": child.name,
+        "pid": child.pid,
+        "restarts": child.restarts,
+        "beat_age_ms": round((now_ns - child.beat_ns) / 1e6, 1) if child.beat_ns else None,
+        "memory_mb": _memory_mb(child.pid),
+    }
+
+
+def _memory_mb(pid: int) -> float | None:
+    """Resident memory of a process, None where it has gone."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return round(pages * PAGE_BYTES / 1e6, 1)
+
+
+def _quantile(values: deque[float], share: float) -> float | None:
+    """The nearest-rank quantile.
+
+    >>> _quantile(deque([3.0, 1.0, 2.0]), 0.5)
+    2.0
+    """
+    if not values:
+        return None
+    ordered = sorted(values)
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)

@@ -1,0 +1,285 @@
+"""The worker: batches the accepted frames of all cameras through their recipes' models. One process per device.
+
+A turn: take new rows from the ticket table, drop what would come too late, run a batch if one should go, send results,
+free the slots. It beats between the model's steps, so a worker that is silent is one that does not compute.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from inspectd.detect.build import build_detector
+from inspectd.errors import ConfigError
+from inspectd.images import encode_label_png
+from inspectd.inspection import Crops, Inspector
+from inspectd.log import get_logger
+from inspectd.recipe import Recipe
+from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason
+from inspectd.stages.batching import Batcher, Ticket
+from inspectd.stages.lifecycle import Charge, Life, live
+from inspectd.transport.ring import Ring
+from inspectd.transport.sockets import Inbox, Outbox, stage_endpoint, wait
+from inspectd.transport.tickets import Row
+from inspectd.transport.wire import Result, result_bytes
+
+IDLE_S = 0.02
+LOADING_LIMIT_NS = 600_000_000_000
+LEAST_LIMIT_NS = 1_000_000_000
+STAGE = "worker"
+
+
+def worker_main(charge: Charge) -> None:
+    """Entry point of the worker's process."""
+    live(charge, STAGE, lambda life: Worker(life).run())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Station:
+    """What the worker knows of one camera."""
+
+    name: str
+    recipe: Recipe
+    group: int
+    ring: Ring
+
+
+class Worker:
+    """One generation of the worker."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._charge = life.charge
+        self._table = life.table
+        self._beats = _StepClock(life)
+        self._inspectors: list[Inspector] = []
+        self._stations = self._prepare()
+        self._views = [self._table.camera(index) for index in range(len(self._stations))]
+        self._cursors = [view.answered_through for view in self._views]
+        self._frameless: list[tuple[int, int]] = []
+        settings = self._charge.settings
+        self._batcher = Batcher(
+            max_batch=settings.worker.max_batch,
+            max_wait_ns=round(settings.worker.max_wait_ms * 1e6),
+            reserve_ns=round(settings.publisher.publish_reserve_ms * 1e6),
+        )
+        self._wakes = Inbox(stage_endpoint(settings.sockets_dir, STAGE, self._charge.generation, "wake"))
+        self._results = Outbox(
+            lambda generation: stage_endpoint(settings.sockets_dir, "publisher", generation, "results"),
+            lambda: self._table.publisher_generation,
+        )
+
+    def run(self) -> None:
+        """Warms up, says so, then turns until told to stop."""
+        self._warm_up()
+        self._table.worker_is_ready(self._charge.generation)
+        get_logger().info(
+            "worker_ready",
+            models=[inspector.identity.backbone for inspector in self._inspectors],
+            frame_ms=round(self._batcher.frame_ns / 1e6, 1),
+        )
+        while not self._life.stopping:
+            wait([self._wakes], self._patience_s())
+            for _ in self._wakes.drain():
+                pass
+            self._life.beat()
+            self._take_rows()
+            self.turn(time.monotonic_ns())
+
+    def turn(self, now_ns: int) -> None:
+        """Runs the next batch, if one should go now."""
+        for ticket in self._batcher.expired(now_ns):
+            self._release(ticket)
+        batch = self._batcher.take(now_ns)
+        if batch:
+            self._run(batch)
+
+    # -- before the first frame -------------------------------------------------------------------------------------
+
+    def _prepare(self) -> list[_Station]:
+        """Builds one inspector for each different recipe and attaches every camera's ring."""
+        self._life.heart.limit(LOADING_LIMIT_NS)
+        settings = self._charge.settings
+        threads = settings.worker.threads or os.cpu_count() or 1
+        groups: dict[str, int] = {}
+        stations = []
+        for index, name in enumerate(self._table.cameras):
+            recipe = self._charge.recipes[name]
+            if recipe.sha256 not in groups:
+                groups[recipe.sha256] = len(self._inspectors)
+                detector = build_detector(
+                    recipe,
+                    weights_dir=settings.weights_dir,
+                    cache_dir=settings.cache_dir,
+                    device=settings.worker.device,
+                    precision=settings.worker.precision,
+                    threads=threads,
+                    beat=self._beats.step,
+                )
+                inspector = Inspector(recipe, detector)
+                recipe.require_model(inspector.identity.sha256)
+                self._inspectors.append(inspector)
+            ring = Ring.attach(self._table.ring_name(index))
+            stations.append(_Station(name=name, recipe=recipe, group=groups[recipe.sha256], ring=ring))
+        return stations
+
+    def _warm_up(self) -> None:
+        """Runs every model on noise, learns its time and its slowest step, and sets the heart's limit by it."""
+        reserve_ms = self._charge.settings.publisher.publish_reserve_ms
+        for inspector in self._inspectors:
+            noise = np.random.default_rng(0).integers(0, 256, (*inspector.warm_up_size_hw_px, 3), dtype=np.uint8)
+            self._beats.forget()
+            frame_ms = min(_inspect_ms(inspector, noise) for _ in range(3))
+            self._batcher.measured(1, round(frame_ms * 1e6))
+            deadline_ms = inspector.recipe.deadline_ms
+            if frame_ms > deadline_ms - reserve_ms and self._has_deadline(inspector.recipe):
+                raise ConfigError(
+                    f"{inspector.recipe.path}: deadline_ms: {deadline_ms:g} is shorter than one frame takes here "
+                    f"({frame_ms:.0f} ms and {reserve_ms:g} ms of publish_reserve_ms); allow more, or less work a frame"
+                )
+        self._life.heart.limit(max(LEAST_LIMIT_NS, 3 * self._beats.slowest_ns))
+
+    def _has_deadline(self, recipe: Recipe) -> bool:
+        cameras = self._charge.settings.cameras
+        return any(
+            self._charge.recipes[name].sha256 == recipe.sha256 and getattr(camera.source, "pace", None) != "fast"
+            for name, camera in cameras.items()
+        )
+
+    # -- tickets ----------------------------------------------------------------------------------------------------
+
+    def _take_rows(self) -> None:
+        now_ns = time.monotonic_ns()
+        waiting, self._frameless = self._frameless, []
+        for camera, seq in waiting:
+            self._take_row(camera, seq, now_ns)
+        for camera, view in enumerate(self._views):
+            high_water = view.high_water
+            for seq in range(max(self._cursors[camera], view.answered_through) + 1, high_water + 1):
+                self._take_row(camera, seq, now_ns)
+            self._cursors[camera] = high_water
+
+    def _take_row(self, camera: int, seq: int, now_ns: int) -> None:
+        if seq <= self._views[camera].answered_through:
+            return
+        row = self._views[camera].row(seq)
+        if row is None or row.gate is not None:
+            return
+        if row.slot < 0:  # a trigger whose frame is still to come
+            self._frameless.append((camera, seq))
+            return
+        self._batcher.add(Ticket(camera=camera, group=self._stations[camera].group, row=row, arrived_ns=now_ns))
+
+    def _patience_s(self) -> float:
+        wake_ns = self._batcher.wake_ns()
+        if wake_ns is None:
+            return IDLE_S
+        return min(IDLE_S, max(0.0, (wake_ns - time.monotonic_ns()) / 1e9))
+
+    # -- a batch ------------------------------------------------------------------------------------------------------
+
+    def _run(self, batch: list[Ticket]) -> None:
+        inspector = self._inspectors[batch[0].group]
+        taken_ns = time.monotonic_ns()
+        crops = [self._crops(inspector, ticket) for ticket in batch]
+        sound = [(ticket, crop) for ticket, crop in zip(batch, crops, strict=True) if isinstance(crop, Crops)]
+        inspections = iter(inspector.inspect_crops([crop for _, crop in sound]) if sound else [])
+        done_ns = time.monotonic_ns()
+        if sound:
+            self._batcher.measured(len(sound), done_ns - taken_ns)
+        for ticket, crop in zip(batch, crops, strict=True):
+            inspection = inspector.refuse(crop) if isinstance(crop, Reason) else next(inspections)
+            self._send(ticket, inspector, inspection, taken_ns)
+
+    def _crops(self, inspector: Inspector, ticket: Ticket) -> Crops | Reason:
+        """The model's input, copied out of the slot, which is free from then on; or why there is none."""
+        ring, row = self._stations[ticket.camera].ring, ticket.row
+        size_wh_px = (row.width_px, row.height_px)
+        try:
+            pixels = ring.view(row.slot, row.slot_generation, row.height_px, row.width_px)
+            if pixels is None or inspector.frame_size_error(size_wh_px) is not None:
+                return Reason.FRAME_CORRUPT
+            crops = inspector.crop(pixels)
+            return crops if ring.still(row.slot, row.slot_generation) else Reason.FRAME_CORRUPT
+        finally:
+            self._release(ticket)
+
+    def _release(self, ticket: Ticket) -> None:
+        self._stations[ticket.camera].ring.release(ticket.row.slot, ticket.row.slot_generation)
+
+    def _send(self, ticket: Ticket, inspector: Inspector, inspection: Inspection, taken_ns: int) -> None:
+        mask_png = _encoded(inspection)
+        place = None
+        if mask_png is not None and inspection.mask is not None:
+            height, width = inspection.mask.labels.shape
+            place = MaskPlace(origin_xy_px=inspection.mask.origin_xy_px, size_wh_px=(width, height))
+        now_ns = time.monotonic_ns()
+        infer_ms = inspection.infer_ms
+        result = Result(
+            camera=ticket.camera,
+            seq=ticket.row.seq,
+            worker_generation=self._charge.generation,
+            decision=inspection.decision,
+            reason=inspection.reason,
+            score=inspection.score,
+            threshold=inspection.threshold,
+            regions=inspection.regions,
+            regions_truncated=inspection.regions_truncated,
+            mask=place,
+            recipe=inspector.recipe.info,
+            model=inspector.identity,
+            queue_ms=_queue_ms(ticket.row, taken_ns),
+            infer_ms=infer_ms,
+            post_ms=max(0.0, (now_ns - taken_ns) / 1e6 - infer_ms),
+        )
+        body = [result_bytes(result)] if mask_png is None else [result_bytes(result), mask_png]
+        generation = self._results.send(body)
+        view = self._views[ticket.camera]
+        if generation is None:
+            view.results_dropped += 1
+            generation = self._table.publisher_generation
+        view.mark_result(ticket.row.seq, generation, now_ns)
+
+
+class _StepClock:
+    """Beats the heart between the model's steps and remembers the slowest one."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts measuring anew."""
+        self.slowest_ns = 0
+        self._last_ns = time.monotonic_ns()
+
+    def step(self) -> None:
+        """One step of the model has ended."""
+        now_ns = time.monotonic_ns()
+        self.slowest_ns = max(self.slowest_ns, now_ns - self._last_ns)
+        self._last_ns = now_ns
+        self._life.beat()
+
+
+def _inspect_ms(inspector: Inspector, pixels_bgr: PixelsU8) -> float:
+    started_ns = time.monotonic_ns()
+    inspector.inspect([pixels_bgr])
+    return (time.monotonic_ns() - started_ns) / 1e6
+
+
+def _encoded(inspection: Inspection) -> bytes | None:
+    """The mask's PNG; a mask that cannot be encoded never delays or drops a `fail` (contract §3)."""
+    if inspection.mask is None or inspection.decision is Decision.ERROR:
+        return None
+    try:
+        return encode_label_png(inspection.mask.labels)
+    except ValueError as error:
+        get_logger().error("mask_unencodable", error=str(error))
+        return None
+
+
+def _queue_ms(row: Row, taken_ns: int) -> float:
+    return max(0.0, (taken_ns - row.captured_ns) / 1e6 - row.capture_ms)

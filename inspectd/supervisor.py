@@ -1,0 +1,266 @@
+"""The supervisor: the parent of all. It owns the shared memory; it spawns, watches, replaces and ends the children.
+
+Signals are only noted; the loop acts. A child that is dead, or silent beyond its limit, is killed and replaced with
+back-off, as a new generation with sockets of its own. A wrong configuration (exit 3) is never retried.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing.context import SpawnProcess
+
+from inspectd.errors import ConfigError
+from inspectd.log import configure_log, get_logger
+from inspectd.recipe import Recipe, load_recipe
+from inspectd.records import CameraState
+from inspectd.settings import Settings
+from inspectd.sources import probe
+from inspectd.stages.capture import capture_main
+from inspectd.stages.lifecycle import Charge, ExitCode
+from inspectd.stages.notify import Notifier
+from inspectd.stages.publisher import publisher_main
+from inspectd.stages.state import StateLock, answer_left_rows, new_session, segment_prefix
+from inspectd.stages.worker import worker_main
+from inspectd.transport.memory import sweep
+from inspectd.transport.ring import Ring
+from inspectd.transport.tickets import Table
+
+LOOK_S = 0.02
+SPAWN_LIMIT_NS = 30_000_000_000
+STOP_PATIENCE_S = {"capture": 1.0, "publisher": 4.2, "worker": 1.0}
+FAILURES = 5
+FAILURES_WITHIN_S = 60.0
+SLOW_RETRY_S = 10.0
+
+
+@dataclass(slots=True)
+class _Child:
+    """One place in the daemon, filled by one process at a time."""
+
+    index: int
+    name: str
+    start: Callable[[Charge], SpawnProcess]
+    process: SpawnProcess | None = None
+    generation: int = 0
+    spawned_s: float = 0.0
+    failed_s: deque[float] = field(default_factory=lambda: deque(maxlen=FAILURES))
+    retry_s: float = 0.0
+
+    @property
+    def stage(self) -> str:
+        return self.name.partition("-")[0]
+
+
+class Supervisor:
+    """One daemon, from start to end.
+
+    Args:
+        settings: the whole configuration.
+        exit_at_end: stop when every camera has ended and is answered.
+    """
+
+    def __init__(self, settings: Settings, *, exit_at_end: bool = False) -> None:
+        self._settings = settings
+        self._exit_at_end = exit_at_end
+        self._signalled = False
+        self._exit_code = ExitCode.DONE
+        self._context = multiprocessing.get_context("spawn")
+        self._notifier = Notifier()
+        self._recipes: dict[str, Recipe] = {}
+        self._children: list[_Child] = []
+        self._table: Table
+        self._was_ready = False
+
+    def run(self) -> ExitCode:
+        """Runs the daemon until it is told to stop, or cannot go on.
+
+        Raises:
+            ConfigError: the configuration is wrong, or another daemon lives on the same state folder.
+            TransportError: shared memory cannot be had.
+        """
+        self._recipes = {name: load_recipe(self._settings.recipe_path(name)) for name in self._settings.cameras}
+        slot_bytes = self._slot_bytes()
+        with ExitStack() as stack:
+            stack.enter_context(StateLock(self._settings.state_dir))
+            configure_log(self._settings.log.level, self._settings.log.format, stage="supervisor")
+            self._note_signals(stack)
+            prefix = segment_prefix(self._settings.state_dir)
+            answer_left_rows(self._settings.state_dir, self._recipes)
+            sweep(prefix)
+            stack.callback(sweep, prefix)
+            self._create_shared_memory(prefix, slot_bytes)
+            self._prepare_sockets_dir()
+            self._make_children()
+            try:
+                self._watch()
+            finally:
+                self._stop_all()
+        get_logger().info("daemon_stopped", exit_code=int(self._exit_code))
+        return self._exit_code
+
+    # -- start ------------------------------------------------------------------------------------------------------
+
+    def _slot_bytes(self) -> dict[str, int]:
+        """The largest frame of each camera, in bytes. Missing and empty recordings are found here."""
+        sizes = {}
+        for name, camera in self._settings.cameras.items():
+            width, height = probe(camera.source).size_wh_px
+            sizes[name] = width * height * 3
+        return sizes
+
+    def _create_shared_memory(self, prefix: str, slot_bytes: dict[str, int]) -> None:
+        session = new_session()
+        names = tuple(self._settings.cameras)
+        children = ["publisher", "worker", *(f"capture-{name}" for name in names)]
+        self._table = Table.create(f"{prefix}{session[-8:]}-table", session=session, cameras=names, children=children)
+        for index, name in enumerate(names):
+            Ring.create(
+                self._table.ring_name(index), slots=self._settings.cameras[name].slots, slot_bytes=slot_bytes[name]
+            ).close()
+        get_logger().info("daemon_started", session=session, pid=os.getpid(), cameras=list(names))
+
+    def _prepare_sockets_dir(self) -> None:
+        folder = self._settings.sockets_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for left in folder.glob("*-*.*"):
+                left.unlink()
+        except OSError as error:
+            raise ConfigError(f"runtime_dir {folder}: {error.strerror or error}") from error
+
+    def _make_children(self) -> None:
+        def process(target: Callable[..., None], *more: str) -> Callable[[Charge], SpawnProcess]:
+            return lambda charge: self._context.Process(target=target, args=(charge, *more))
+
+        starts = {"publisher": process(publisher_main), "worker": process(worker_main)}
+        starts |= {f"capture-{name}": process(capture_main, name) for name in self._settings.cameras}
+        self._children = [_Child(index, name, start) for index, (name, start) in enumerate(starts.items())]
+        for child in self._children:
+            self._spawn(child)
+
+    def _spawn(self, child: _Child) -> None:
+        child.generation += 1
+        if child.stage == "publisher":
+            self._table.publisher_generation = child.generation
+        elif child.stage == "worker":
+            self._table.worker_generation = child.generation
+        row = self._table.child(child.index)
+        row.limit(SPAWN_LIMIT_NS)
+        row.beat(time.monotonic_ns())
+        charge = Charge(
+            parent_pid=os.getpid(),
+            table_name=self._table.name,
+            child_index=child.index,
+            generation=child.generation,
+            settings=self._settings,
+            recipes=self._recipes,
+        )
+        child.process = child.start(charge)
+        child.process.start()
+        child.spawned_s = time.monotonic()
+        row.born(child.process.pid or 0, child.generation)
+        get_logger().debug("child_spawned", child=child.name, pid=child.process.pid, generation=child.generation)
+
+    # -- watch ------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._signalled and self._exit_code is ExitCode.DONE:
+            for child in self._children:
+                self._look_after(child)
+            self._open_when_ready()
+            self._notifier.watchdog()
+            if self._exit_at_end and self._all_ended():
+                return
+            time.sleep(LOOK_S)
+
+    def _look_after(self, child: _Child) -> None:
+        if child.process is None:
+            if time.monotonic() >= child.retry_s:
+                self._spawn(child)
+            return
+        code = child.process.exitcode
+        if code is None and self._is_silent(child):
+            get_logger().warning("child_silent", child=child.name, pid=child.process.pid)
+            child.process.kill()
+            child.process.join()
+            code = child.process.exitcode
+        if code is not None:
+            self._bury(child, code)
+
+    def _is_silent(self, child: _Child) -> bool:
+        row = self._table.child(child.index)
+        return time.monotonic_ns() - row.beat_ns > row.beat_limit_ns
+
+    def _bury(self, child: _Child, code: int) -> None:
+        """Decides what the death of a child means: the end of the daemon, or a new generation, now or later."""
+        child.process = None
+        if code in (ExitCode.CONFIG, ExitCode.ENDPOINT_HELD):
+            self._exit_code = ExitCode(code)
+            return
+        now_s = time.monotonic()
+        child.failed_s.append(now_s)
+        self._table.child(child.index).died()
+        often = len(child.failed_s) == FAILURES and now_s - child.failed_s[0] < FAILURES_WITHIN_S
+        pause_s = SLOW_RETRY_S if often else 0.1 * (len(child.failed_s) - 1)
+        child.retry_s = now_s + pause_s
+        get_logger().warning("child_died", child=child.name, exit_code=code, retry_in_s=round(pause_s, 1))
+        if child.stage == "worker":  # what it held is lost: the publisher answers it now, not at the next spawn
+            self._table.worker_generation = child.generation + 1
+        if child.stage == "capture" and often:
+            self._table.camera(child.index - 2).state = CameraState.LOST
+
+    def _open_when_ready(self) -> None:
+        """Lets cameras accept once the model is warm; from then on whatever happens is answered."""
+        cameras = [self._table.camera(index) for index in range(len(self._settings.cameras))]
+        settled = all(camera.state is not CameraState.STARTING for camera in cameras)
+        if self._was_ready or not (self._table.worker_ready and settled):
+            return
+        self._was_ready = True
+        self._table.accepting = True
+        self._notifier.ready(f"inspecting with {len(cameras)} camera(s)")
+        get_logger().info("daemon_ready")
+
+    def _all_ended(self) -> bool:
+        views = [self._table.camera(index) for index in range(len(self._settings.cameras))]
+        return all(view.state is CameraState.ENDED and view.answered_through == view.high_water for view in views)
+
+    # -- stop -------------------------------------------------------------------------------------------------------
+
+    def _note_signals(self, stack: ExitStack) -> None:
+        def note(*_: object) -> None:
+            self._signalled = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, note))
+
+    def _stop_all(self) -> None:
+        """Drains: captures first, so that nothing more is accepted, then the publisher, which answers, then the worker."""
+        self._notifier.stopping()
+        self._table.stopping = True
+        for stage in ("capture", "publisher", "worker"):
+            self._stop([child for child in self._children if child.stage == stage], STOP_PATIENCE_S[stage])
+        self._table.close()
+
+    def _stop(self, children: list[_Child], patience_s: float) -> None:
+        alive = [child.process for child in children if child.process is not None]
+        for process in alive:
+            process.terminate()
+        until_s = time.monotonic() + patience_s
+        for process in alive:
+            process.join(max(0.0, until_s - time.monotonic()))
+            if process.exitcode is None:
+                get_logger().warning("child_killed", pid=process.pid)
+                process.kill()
+                process.join()
+
+
+def run_daemon(settings: Settings, *, exit_at_end: bool = False) -> ExitCode:
+    """Runs the daemon in this process and its children; returns its exit code."""
+    return Supervisor(settings, exit_at_end=exit_at_end).run()

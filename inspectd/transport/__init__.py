@@ -1,0 +1,1 @@
+"""Between processes and to the outside: shared memory, records as bytes, sockets."""

@@ -1,0 +1,324 @@
+"""The only place of ZeroMQ: who binds, who connects, how much may wait, and what happens when it is full.
+
+Inside the daemon a send never blocks and delivery is never assumed: `Outbox.send` answers None where the peer's queue
+is full, and the caller counts it. Each generation of a child has sockets of its own (`stage_endpoint`), so that nothing
+a dead one left is read by the living.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import zmq
+
+from inspectd.errors import EndpointHeld, TransportError
+from inspectd.transport.wire import admits
+
+BIND_PATIENCE_S = 5.0
+MAX_REQUEST_BYTES = 64 * 1024
+PUBLIC_HWM = 1000
+INTERNAL_HWM = 4096
+LINGER_STOP_MS = 1000
+
+
+def stage_endpoint(sockets_dir: Path, stage: str, generation: int, what: str) -> str:
+    """The ipc endpoint of one generation of a stage, such as `ipc:///run/inspectd/worker-3.wake`."""
+    return f"ipc://{sockets_dir}/{stage}-{generation}.{what}"
+
+
+class _Socket:
+    """What all sockets share: an owner, an end and a place in `wait`."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self.socket = socket
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Closes the socket; what is unsent is given up after `linger_ms`."""
+        self.socket.close(linger=linger_ms)
+
+    def drain(self, limit: int = 1000) -> Iterator[list[bytes]]:
+        """Yields the messages that wait, at most `limit`, without blocking."""
+        for _ in range(limit):
+            try:
+                yield self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+
+    def _try_send(self, parts: Sequence[bytes]) -> bool:
+        try:
+            self.socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:  # a ROUTER's peer has gone
+                return False
+            raise
+        return True
+
+
+class Inbox(_Socket):
+    """The receiving end (PULL, bound) of results or wake-ups inside the daemon."""
+
+    def __init__(self, endpoint: str) -> None:
+        socket = _context().socket(zmq.PULL)
+        socket.set(zmq.RCVHWM, INTERNAL_HWM)
+        _bind(socket, endpoint, patience_s=0.0)
+        super().__init__(socket)
+
+
+class Outbox(_Socket):
+    """The sending end (PUSH, connected) towards whichever generation of a stage lives now.
+
+    Args:
+        endpoint_of: the endpoint of a generation.
+        generation: reads the living generation, from the ticket table.
+    """
+
+    def __init__(self, endpoint_of: Callable[[int], str], generation: Callable[[], int]) -> None:
+        self._endpoint_of = endpoint_of
+        self._generation = generation
+        self._connected = -1
+        super().__init__(_push())
+
+    def send(self, parts: Sequence[bytes]) -> int | None:
+        """Sends without blocking. The generation it went to, or None where its queue is full."""
+        generation = self._generation()
+        if generation != self._connected:
+            self.close()
+            self.socket = _push()
+            self.socket.connect(self._endpoint_of(generation))
+            self._connected = generation
+        return generation if self._try_send(parts) else None
+
+
+class VerdictSocket(_Socket):
+    """The public XPUB: admits the empty subscription and prefixes of the contract's topics, nothing else.
+
+    Raises:
+        EndpointHeld: the endpoint is held by another program after five seconds.
+    """
+
+    def __init__(self, endpoint: str, on_wait: Callable[[], None] | None = None) -> None:
+        socket = _context().socket(zmq.XPUB)
+        _harden(socket)
+        socket.set(zmq.XPUB_MANUAL, 1)
+        _bind(socket, endpoint, BIND_PATIENCE_S, on_wait)
+        super().__init__(socket)
+        self._previews = False
+
+    def send(self, topic: bytes, body: bytes, mask: bytes | None = None) -> None:
+        """Publishes one message. A subscriber whose queue is full loses it (PUB semantics): hence `seq`."""
+        self._try_send([topic, body] if mask is None else [topic, body, mask])
+
+    def serve_subscriptions(self) -> list[bytes]:
+        """Answers waiting subscription requests; the admitted new ones."""
+        admitted = []
+        for parts in self.drain():
+            request = parts[0]
+            if request[:1] == b"\1" and admits(request[1:]):
+                self.socket.set(zmq.SUBSCRIBE, request[1:])
+                admitted.append(request[1:])
+            elif request[:1] == b"\0":
+                self.socket.set(zmq.UNSUBSCRIBE, request[1:])
+        return admitted
+
+
+class ControlSocket(_Socket):
+    """The public ROUTER: requests of at most 64 KiB, from DEALER or REQ peers.
+
+    Raises:
+        EndpointHeld: the endpoint is held by another program after five seconds.
+    """
+
+    def __init__(self, endpoint: str, on_wait: Callable[[], None] | None = None) -> None:
+        socket = _context().socket(zmq.ROUTER)
+        _harden(socket)
+        socket.set(zmq.ROUTER_MANDATORY, 1)
+        _bind(socket, endpoint, BIND_PATIENCE_S, on_wait)
+        super().__init__(socket)
+
+    def requests(self) -> Iterator[tuple[list[bytes], bytes]]:
+        """Yields `(envelope, body)` of each waiting request; a frame too many makes the body empty (a bad request)."""
+        for parts in self.drain(limit=100):
+            head, rest = parts[:1], parts[1:]
+            if rest[:1] == [b""]:
+                head, rest = [*head, b""], rest[1:]
+            yield head, rest[0] if len(rest) == 1 else b""
+
+    def reply(self, envelope: list[bytes], *parts: bytes) -> bool:
+        """Answers one request; False where the peer has gone or does not read."""
+        return self._try_send([*envelope, *parts])
+
+
+class Commands(_Socket):
+    """The publisher's end (ROUTER, bound) of the channel on which children take commands and answer them."""
+
+    def __init__(self, endpoint: str) -> None:
+        socket = _context().socket(zmq.ROUTER)
+        socket.set(zmq.SNDHWM, INTERNAL_HWM)
+        socket.set(zmq.RCVHWM, INTERNAL_HWM)
+        socket.set(zmq.ROUTER_MANDATORY, 1)
+        socket.set(zmq.ROUTER_HANDOVER, 1)  # a new generation of a child takes its name over
+        _bind(socket, endpoint, patience_s=0.0)
+        super().__init__(socket)
+
+    def send(self, child: str, body: bytes) -> bool:
+        """Sends a command to a child; False where it is not connected or does not read."""
+        return self._try_send([child.encode(), body])
+
+    def replies(self) -> Iterator[tuple[str, bytes]]:
+        """Yields `(child, body)` of each waiting reply."""
+        for parts in self.drain():
+            if len(parts) == 2:
+                yield parts[0].decode("ascii", "replace"), parts[1]
+
+
+class CommandLine(_Socket):
+    """A child's end (DEALER, connected) of the command channel, towards whichever publisher lives now."""
+
+    def __init__(self, name: str, endpoint_of: Callable[[int], str], generation: Callable[[], int]) -> None:
+        self._name = name
+        self._endpoint_of = endpoint_of
+        self._generation = generation
+        self._connected = -1
+        super().__init__(self._dealer())
+        self.follow()
+
+    def follow(self) -> None:
+        """Connects to the living publisher, once for each generation."""
+        generation = self._generation()
+        if generation in (self._connected, 0):
+            return
+        self.close()
+        self.socket = self._dealer()
+        self.socket.connect(self._endpoint_of(generation))
+        self._connected = generation
+
+    def commands(self) -> Iterator[bytes]:
+        """Yields the commands that wait."""
+        self.follow()
+        for parts in self.drain():
+            yield parts[-1]
+
+    def reply(self, body: bytes) -> bool:
+        """Answers; False where the publisher does not read."""
+        return self._try_send([body])
+
+    def _dealer(self) -> zmq.Socket[bytes]:
+        socket = _context().socket(zmq.DEALER)
+        socket.set(zmq.IDENTITY, self._name.encode())
+        socket.set(zmq.LINGER, 0)
+        return socket
+
+
+class Subscription(_Socket):
+    """A subscriber of `verdicts`, for `watch` and `demo`.
+
+    Args:
+        endpoint: the publisher's.
+        topics: prefixes of topics; `b""` for all.
+    """
+
+    def __init__(self, endpoint: str, topics: Sequence[bytes] = (b"",)) -> None:
+        socket = _context().socket(zmq.SUB)
+        socket.set(zmq.RCVHWM, 0)
+        for topic in topics:
+            socket.set(zmq.SUBSCRIBE, topic)
+        _connect(socket, endpoint)
+        super().__init__(socket)
+
+    def receive(self, timeout_s: float) -> list[bytes] | None:
+        """The next message, None where none comes in time."""
+        return self.socket.recv_multipart() if self.socket.poll(int(timeout_s * 1000)) else None
+
+
+class Requester(_Socket):
+    """A client of `control`: one request at a time."""
+
+    def __init__(self, endpoint: str) -> None:
+        socket = _context().socket(zmq.DEALER)
+        _connect(socket, endpoint)
+        super().__init__(socket)
+
+    def ask(self, body: bytes, timeout_s: float) -> list[bytes] | None:
+        """Sends a request and waits for its reply, None where none comes in time."""
+        self.socket.send(body)
+        return self.socket.recv_multipart() if self.socket.poll(int(timeout_s * 1000)) else None
+
+
+def wait(sockets: Sequence[_Socket], timeout_s: float) -> None:
+    """Blocks until one of the sockets has something to read, or the time is over."""
+    poller = zmq.Poller()
+    for each in sockets:
+        poller.register(each.socket, zmq.POLLIN)
+    with contextlib.suppress(InterruptedError):
+        poller.poll(max(0, round(timeout_s * 1000)))
+
+
+def finish_sockets() -> None:
+    """Waits until every closed socket has sent what its linger allows; the process uses no socket after this."""
+    _context().term()
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    return zmq.Context.instance()
+
+
+def _push() -> zmq.Socket[bytes]:
+    socket = _context().socket(zmq.PUSH)
+    socket.set(zmq.SNDHWM, INTERNAL_HWM)
+    socket.set(zmq.LINGER, 0)
+    return socket
+
+
+def _harden(socket: zmq.Socket[Any]) -> None:
+    """Limits that keep a bad or dead peer from costing more than itself (contract §2)."""
+    socket.set(zmq.SNDHWM, PUBLIC_HWM)
+    socket.set(zmq.RCVHWM, PUBLIC_HWM)
+    socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+    socket.set(zmq.HEARTBEAT_IVL, 2000)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, 6000)
+    socket.set(zmq.HANDSHAKE_IVL, 3000)
+    socket.set(zmq.LINGER, 0)
+
+
+def _bind(socket: zmq.Socket[Any], endpoint: str, patience_s: float, on_wait: Callable[[], None] | None = None) -> None:
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE:
+                socket.close()
+                raise TransportError(f"{endpoint}: cannot be bound: {error.strerror}") from error
+            if time.monotonic() >= deadline_s:
+                socket.close()
+                raise EndpointHeld(
+                    f"{endpoint}: held by another program (tried {patience_s:g} s); stop it or choose another"
+                ) from error
+        else:
+            return
+        if on_wait is not None:
+            on_wait()
+        time.sleep(0.1)
+
+
+def _connect(socket: zmq.Socket[Any], endpoint: str) -> None:
+    socket.set(zmq.LINGER, 0)
+    socket.set(zmq.HEARTBEAT_IVL, 2000)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, 6000)
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise TransportError(f"{endpoint}: not an endpoint: {error.strerror}") from error

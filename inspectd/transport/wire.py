@@ -1,0 +1,260 @@
+"""Records as bytes: the public messages of contract §3, and what a worker tells its publisher.
+
+Everything is UTF-8 JSON, one object, never NaN or Infinity: a value that is not finite raises here, so it can never
+leave the process as something that a reader takes for a number.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib import resources
+from typing import Any
+
+from inspectd.errors import TransportError
+from inspectd.records import (
+    CameraState,
+    DaemonState,
+    Decision,
+    FrameInfo,
+    Latency,
+    MaskPlace,
+    ModelIdentity,
+    Reason,
+    RecipeInfo,
+    Region,
+    Verdict,
+)
+
+
+class Schema(StrEnum):
+    """The public messages; `schema(name)` gives the JSON Schema of each."""
+
+    VERDICT = "inspectd.verdict/1"
+    HEARTBEAT = "inspectd.heartbeat/1"
+    EVENT = "inspectd.event/1"
+    PREVIEW = "inspectd.preview/1"
+
+
+class EventKind(StrEnum):
+    """`event/<kind>/` topics."""
+
+    CAMERA_LOST = "camera_lost"
+    CAMERA_BACK = "camera_back"
+    CAMERA_ENDED = "camera_ended"
+    CAPTURE_RESTARTED = "capture_restarted"
+    WORKER_RESTARTED = "worker_restarted"
+    PUBLISHER_RESTARTED = "publisher_restarted"
+    RECIPE_CHANGED = "recipe_changed"
+    FRAMES_SKIPPED = "frames_skipped"
+    FRAMES_DAMAGED = "frames_damaged"
+    JOURNAL_FAILED = "journal_failed"
+    JOURNAL_BACK = "journal_back"
+
+
+TOPIC_ROOTS = ("verdict/", "heartbeat/", "event/", "preview/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CameraBeat:
+    """One camera in a heartbeat."""
+
+    state: CameraState
+    last_seq: int
+    recipe_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a worker found for one accepted frame. `worker_generation` lets the publisher drop a dead worker's words.
+
+    `reason` is `OK` or `ANOMALY` with a score, any other with `score` None. Milliseconds come from the worker's clock
+    readings of the one monotonic clock.
+    """
+
+    camera: int
+    seq: int
+    worker_generation: int
+    decision: Decision
+    reason: Reason
+    score: float | None
+    threshold: float
+    regions: tuple[Region, ...]
+    regions_truncated: bool
+    mask: MaskPlace | None
+    recipe: RecipeInfo
+    model: ModelIdentity
+    queue_ms: float
+    infer_ms: float
+    post_ms: float
+
+
+def schema(name: Schema) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) that every message of that name validates against."""
+    stem = name.value.removeprefix("inspectd.").removesuffix("/1")
+    text = resources.files("inspectd.transport").joinpath(f"schemas/{stem}.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def utc_text(utc_ns: int) -> str:
+    """A wall-clock label: `2026-11-20T12:00:00.123456Z`.
+
+    >>> utc_text(1_700_000_000_123_456_789)
+    '2023-11-14T22:13:20.123456Z'
+    """
+    seconds, ns = divmod(utc_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns // 1000:06d}Z"
+
+
+def verdict_topic(camera: str, decision: Decision) -> bytes:
+    """The topic of a verdict; it ends in `/` because ZeroMQ matches prefixes."""
+    return f"verdict/{camera}/{decision}/".encode()
+
+
+def event_topic(kind: EventKind) -> bytes:
+    """The topic of an event."""
+    return f"event/{kind}/".encode()
+
+
+HEARTBEAT_TOPIC = b"heartbeat/"
+
+
+def admits(subscription: bytes) -> bool:
+    """Whether a subscription is empty or a prefix of a topic of contract §3.
+
+    >>> admits(b"verdict/cam1/"), admits(b"verd"), admits(b"password/")
+    (True, True, False)
+    """
+    try:
+        text = subscription.decode("ascii")
+    except UnicodeDecodeError:
+        return False
+    if len(text) > 96:
+        return False
+    return any(text.startswith(root) or root.startswith(text) for root in TOPIC_ROOTS)
+
+
+def verdict_body(verdict: Verdict) -> bytes:
+    """The verdict as the public body.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return _dumps(
+        {
+            "schema": Schema.VERDICT.value,
+            "session": verdict.session,
+            "camera": verdict.camera,
+            "seq": verdict.seq,
+            "trigger": asdict(verdict.trigger),
+            "decision": verdict.decision,
+            "reason": verdict.reason,
+            "score": verdict.score,
+            "threshold": verdict.threshold,
+            "regions": [asdict(region) for region in verdict.regions],
+            "regions_truncated": verdict.regions_truncated,
+            "mask": _optional(verdict.mask),
+            "frame": _optional(verdict.frame),
+            "recipe": asdict(verdict.recipe),
+            "model": _model_body(verdict.model),
+            "captured_utc": None if verdict.captured_utc_ns is None else utc_text(verdict.captured_utc_ns),
+            "deadline_ms": verdict.deadline_ms,
+            "journaled": verdict.journaled,
+            "latency_ms": _latency_body(verdict.latency_ms),
+            "simulated": verdict.simulated,
+        }
+    )
+
+
+def heartbeat_body(session: str, state: DaemonState, uptime_s: float, cameras: dict[str, CameraBeat]) -> bytes:
+    """One heartbeat as the public body."""
+    return _dumps(
+        {
+            "schema": Schema.HEARTBEAT.value,
+            "session": session,
+            "state": state,
+            "uptime_s": round(uptime_s, 3),
+            "cameras": {name: asdict(beat) for name, beat in cameras.items()},
+        }
+    )
+
+
+def event_body(session: str, kind: EventKind, camera: str | None, utc_ns: int, **details: int | str) -> bytes:
+    """One event as the public body; `details` are `last_seq`, `count` and `detail`."""
+    head = {
+        "schema": Schema.EVENT.value,
+        "session": session,
+        "kind": kind,
+        "camera": camera,
+        "at_utc": utc_text(utc_ns),
+    }
+    return _dumps(head | details)
+
+
+def preview_body(session: str, camera: str, seq: int, size_wh_px: tuple[int, int]) -> bytes:
+    """The JSON part of one preview picture."""
+    return _dumps(
+        {"schema": Schema.PREVIEW.value, "session": session, "camera": camera, "seq": seq, "size_wh_px": size_wh_px}
+    )
+
+
+def result_bytes(result: Result) -> bytes:
+    """A worker's result, for `result_from_bytes`.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return _dumps(asdict(result))
+
+
+def result_from_bytes(body: bytes) -> Result:
+    """The result that a worker sent.
+
+    Raises:
+        TransportError: the bytes are not a result.
+    """
+    try:
+        fields = json.loads(body)
+        mask = fields["mask"]
+        return Result(
+            **fields
+            | {
+                "decision": Decision(fields["decision"]),
+                "reason": Reason(fields["reason"]),
+                "regions": tuple(_region(region) for region in fields["regions"]),
+                "mask": None if mask is None else MaskPlace(**mask | {k: tuple(mask[k]) for k in _PLACE}),
+                "recipe": RecipeInfo(**fields["recipe"]),
+                "model": ModelIdentity(**fields["model"]),
+            }
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise TransportError(f"not a worker's result: {error}") from error
+
+
+_PLACE = ("origin_xy_px", "size_wh_px")
+
+
+def _region(fields: dict[str, Any]) -> Region:
+    return Region(**fields | {key: tuple(fields[key]) for key in ("bbox_xywh_px", "centroid_xy_px")})
+
+
+def _optional(record: FrameInfo | MaskPlace | None) -> dict[str, Any] | None:
+    return None if record is None else asdict(record)
+
+
+def _model_body(model: ModelIdentity | None) -> dict[str, Any] | None:
+    return None if model is None else asdict(model)
+
+
+def _latency_body(latency: Latency) -> dict[str, float | None]:
+    return {key: None if value is None else round(value, 3) for key, value in asdict(latency).items()}
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def _dumps(fields: dict[str, Any]) -> bytes:
+    return _ENCODER.encode(fields).encode()
