@@ -1,0 +1,156 @@
+"""Packets to pictures: decoding with the damage named, and conversion to upright BGR.
+
+A decoder that has met an error goes on guessing: what it gives then looks almost right. So every picture from the
+error on is tainted until the next sound key frame, also where the decoder reports nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from av.codec.context import Flags
+from av.error import FFmpegError
+from av.packet import Packet
+from av.sidedata.sidedata import SideDataContainer, Type
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from inspectd.records import PixelsU8
+
+NO_KEY_FRAME = "no key frame yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picture:
+    """One decoded frame. `raw` is None where the decoder lost it; `damage` is None where it is sound."""
+
+    raw: VideoFrame | None
+    pts_s: float | None
+    damage: str | None
+
+
+class Decoder:
+    """Decodes one video stream and tracks damage. Every packet is answered by a picture, a lost one by its stand-in.
+
+    Packets carry their number through the decoder (`opaque`), so that damage is told exactly in spite of B-frames:
+    a picture is tainted when its packet did not come before the broken one, until a key frame that came after it.
+    """
+
+    def __init__(self, stream: VideoStream, *, threads: int = 1) -> None:
+        self._codec = stream.codec_context
+        self._time_base = stream.time_base
+        self._codec.thread_type = "SLICE"  # frame threads report errors late and add a frame of delay each
+        self._codec.thread_count = threads
+        self._codec.copy_opaque = True
+        self._codec.flags |= Flags.output_corrupt  # better a frame that is marked than one that is missing
+        self._sent = 0
+        self._open: set[int] = set()  # packets sent and not answered yet
+        self._broken_at = 0
+        self._damage: str | None = NO_KEY_FRAME
+
+    @property
+    def damage(self) -> str | None:
+        """What taints the stream now, None when the last key frame and all after it were sound."""
+        return self._damage
+
+    def decode(self, packet: Packet[VideoStream] | None) -> Iterator[Picture]:
+        """The pictures that a packet yields, in the order of display; None flushes the decoder at the end."""
+        number = self._sent
+        if packet is not None:
+            packet.opaque = number
+            self._sent += 1
+            self._open.add(number)
+            if packet.is_corrupt:
+                self._taint(number, "packet damaged on the way")
+        try:
+            frames = self._codec.decode(packet)
+        except FFmpegError as error:
+            self._taint(number, f"decode error: {error.strerror}")
+            self._open.discard(number)
+            yield Picture(raw=None, pts_s=None if packet is None else self._seconds(packet.pts), damage=self._damage)
+            return
+        for frame in frames:
+            yield from self._judge(frame)
+        if packet is None:
+            yield from self._lost(before=self._sent)
+
+    def _judge(self, frame: VideoFrame) -> Iterator[Picture]:
+        number = frame.opaque if isinstance(frame.opaque, int) else self._sent
+        self._open.discard(number)
+        if frame.is_corrupt:
+            self._taint(number, "decode error concealed")
+        elif self._damage is not None and number >= self._broken_at and _is_entry(frame):
+            yield from self._lost(before=number)
+            self._damage = None
+        tainted = self._damage is not None and number >= self._broken_at
+        yield Picture(raw=frame, pts_s=self._seconds(frame.pts), damage=self._damage if tainted else None)
+
+    def _seconds(self, pts: int | None) -> float | None:
+        """The stream's own time; a frame that is flushed out has lost its time base, so the stream's is taken."""
+        return None if pts is None or self._time_base is None else float(pts * self._time_base)
+
+    def _taint(self, number: int, damage: str) -> None:
+        if self._damage in (None, NO_KEY_FRAME):
+            self._broken_at = number
+        self._damage = damage
+
+    def _lost(self, *, before: int) -> Iterator[Picture]:
+        """Stand-ins for packets since the damage that the decoder swallowed without a word."""
+        lost = {number for number in self._open if number < before}
+        self._open -= lost
+        if self._damage is None or self._damage == NO_KEY_FRAME:
+            return  # a sound stream may hold packets that are no picture, such as edits of an MP4
+        for number in sorted(lost):
+            if number >= self._broken_at:
+                yield Picture(raw=None, pts_s=None, damage=self._damage)
+
+
+def _is_entry(frame: VideoFrame) -> bool:
+    """Whether decoding can start here. A gradual refresh is marked as a key frame too, but begins with old damage."""
+    return frame.key_frame and frame.pict_type == PictureType.I
+
+
+class Upright:
+    """Converts decoded frames of any pixel format to `(H, W, 3) uint8` BGR, turned as the recording says."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def pixels_bgr(self, raw: VideoFrame) -> PixelsU8:
+        """Eight bits a channel; deeper formats are scaled down."""
+        pixels = np.asarray(self._reformatter.reformat(raw, format="bgr24", threads=1).to_ndarray(), dtype=np.uint8)
+        turn = orientation(raw)
+        turned = pixels.transpose(1, 0, 2) if turn.swapped else pixels
+        return np.ascontiguousarray(turned[:: -1 if turn.mirror_y else 1, :: -1 if turn.mirror_x else 1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orientation:
+    """What makes a frame upright: x and y are swapped first, then each is mirrored."""
+
+    swapped: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+
+def orientation(raw: VideoFrame) -> Orientation:
+    """A frame's turn by its display matrix: x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, 8.3.2).
+
+    Only quarter turns and mirrors are known; another angle is taken as the nearest of these.
+    """
+    matrix = cast("SideDataContainer", raw.side_data).get(Type.DISPLAYMATRIX)  # PyAV types it as a TypedDict
+    if matrix is None:
+        return Orientation()
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Orientation(swapped=True, mirror_x=c < 0, mirror_y=b < 0)
+    return Orientation(mirror_x=a < 0, mirror_y=d < 0)
+
+
+def upright_size_wh_px(raw: VideoFrame) -> tuple[int, int]:
+    """Width and height after turning."""
+    return (raw.height, raw.width) if orientation(raw).swapped else (raw.width, raw.height)

@@ -1,0 +1,89 @@
+"""Image folders: every image in the natural order of names; an unreadable one becomes a damaged shot."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from inspectd.errors import ConfigError
+from inspectd.recipe import IMAGE_SUFFIXES
+from inspectd.records import PixelsU8
+from inspectd.sources.base import SourceInfo
+from inspectd.sources.files import Pass, Shot
+
+EXIF_ORIENTATION = 0x0112
+EXIF_SWAPPED = frozenset({5, 6, 7, 8})
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The images directly in a folder, `part2` before `part10`; hidden files are left out.
+
+    Raises:
+        ConfigError: not a folder, unreadable, or without an image.
+    """
+    try:
+        entries = sorted(folder.iterdir(), key=_natural)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {(error.strerror or str(error)).lower()}") from error
+    paths = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    if not paths:
+        raise ConfigError(f"{folder}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
+
+
+def probe_folder(folder: Path, rate_fps: float) -> SourceInfo:
+    """The largest width and height in a folder, by the images' headers.
+
+    Raises:
+        ConfigError: not a folder, unreadable, or without an image that can be read.
+    """
+    paths = image_paths(folder)
+    sizes = [size for path in paths if (size := _header_size_wh_px(path)) is not None]
+    if not sizes:
+        raise ConfigError(f"{folder}: none of its {len(paths)} images can be read")
+    widths, heights = zip(*sizes, strict=True)
+    return SourceInfo(size_wh_px=(max(widths), max(heights)), fps=rate_fps, frames=len(paths))
+
+
+def folder_shots(paths: list[Path]) -> Pass:
+    """One pass through images. They have no time of their own: `pts_s` is None."""
+    for path in paths:
+        yield Shot(pts_s=None, load=lambda path=path: _load(path))  # type: ignore[misc]  # bound now
+
+
+def read_image_bgr(path: Path) -> PixelsU8 | None:
+    """An image as `(H, W, 3) uint8` BGR; None if it cannot be read, also where only its end is missing.
+
+    Grey is spread over the channels, 16 bits become 8, alpha is dropped, the camera's orientation is applied.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)  # decoding from memory notices a cut JPEG, decoding a file fills it grey
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except (OSError, cv2.error):
+        return None
+    return None if pixels is None else np.asarray(pixels, dtype=np.uint8)
+
+
+def _load(path: Path) -> tuple[PixelsU8 | None, str | None]:
+    pixels_bgr = read_image_bgr(path)
+    return pixels_bgr, None if pixels_bgr is not None else f"{path.name}: not an image, or cut off"
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
+
+
+def _header_size_wh_px(path: Path) -> tuple[int, int] | None:
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            width, height = image.size
+            swapped = image.getexif().get(EXIF_ORIENTATION) in EXIF_SWAPPED
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return None
+    return (height, width) if swapped else (width, height)

@@ -1,0 +1,58 @@
+"""From settings to an open source: the one place that knows all kinds."""
+
+from __future__ import annotations
+
+from inspectd.settings import FileSource, FolderSource, RtspSource, Source
+from inspectd.sources.base import FrameSource, SourceInfo
+from inspectd.sources.files import Recording
+from inspectd.sources.folders import folder_shots, image_paths, probe_folder
+from inspectd.sources.rtsp import RtspCamera
+from inspectd.sources.videos import probe_video, video_shots
+
+
+def probe(settings: Source) -> SourceInfo:
+    """What a source will give. Opens files and reads their headers; a network camera is not asked.
+
+    Raises:
+        ConfigError: a file is missing, unreadable, not a video or without a frame; a folder holds no readable image.
+    """
+    match settings:
+        case FileSource():
+            return probe_video(settings.path)
+        case FolderSource():
+            return probe_folder(settings.path, settings.rate_fps)
+        case RtspSource():
+            return SourceInfo(size_wh_px=settings.max_size_wh_px)
+
+
+def open_source(settings: Source, *, start_index: int = 0) -> FrameSource:
+    """Opens a source; its first frame has the index `start_index`, and a recording goes on there.
+
+    Opening a network camera does not block: what is wrong with it is raised by `read`.
+
+    Raises:
+        ConfigError: as `probe`.
+    """
+    info = probe(settings)
+    match settings:
+        case FileSource(path=path):
+            return Recording(
+                lambda: video_shots(path, info.size_wh_px),
+                name=path.name,
+                info=info,
+                pace=settings.pace,
+                loop=settings.loop,
+                start_index=start_index,
+            )
+        case FolderSource():
+            paths = image_paths(settings.path)
+            return Recording(
+                lambda: folder_shots(paths),
+                name=settings.path.name,
+                info=info,
+                pace=settings.pace,
+                loop=settings.loop,
+                start_index=start_index,
+            )
+        case RtspSource():
+            return RtspCamera(settings, start_index=start_index)

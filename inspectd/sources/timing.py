@@ -1,0 +1,102 @@
+"""When frames are due, when they are stale, and when to try again. Pure: time comes in, decisions go out."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+LONGEST_PAUSE_S = 60.0
+"""A larger step of PTS is a jump of the clock, not a pause of the camera."""
+CAMERA_BUFFER_S = 0.1
+"""So far behind, a camera's own buffers still hold a frame; later it is lost."""
+GAP_S = 0.5
+"""No packet for so long is a gap: what arrives next was waiting somewhere."""
+CATCH_UP_S = 2.0
+"""A backlog that takes longer than this to drain is the network's pace, not a backlog."""
+
+
+class Pacer:
+    """Says when each frame of a recording is due, so that it behaves like the camera that took it.
+
+    The schedule follows PTS (and so variable frame rates); frames without PTS, and steps backwards or beyond
+    `LONGEST_PAUSE_S`, count as one period.
+    """
+
+    def __init__(self, period_s: float) -> None:
+        self.period_s = period_s
+        self._last_pts_s: float | None = None
+        self._due_ns: int | None = None
+
+    def due_ns(self, pts_s: float | None, now_ns: int) -> int:
+        """When the next frame is due, on the clock of `now_ns`; the first is due now."""
+        step_s = self._step_s(pts_s)
+        self._last_pts_s = pts_s
+        self._due_ns = now_ns if self._due_ns is None else self._due_ns + round(step_s * 1e9)
+        return self._due_ns
+
+    def is_lost(self, due_ns: int, now_ns: int) -> bool:
+        """Whether a camera would have overwritten a frame that was due then and is read only now."""
+        return (now_ns - due_ns) / 1e9 > max(CAMERA_BUFFER_S, 2 * self.period_s)
+
+    def restart(self, now_ns: int) -> None:
+        """Goes on from now: the machine cannot keep up with the recording's own time."""
+        self._due_ns = now_ns
+
+    def _step_s(self, pts_s: float | None) -> float:
+        if pts_s is None or self._last_pts_s is None:
+            return self.period_s
+        step_s = pts_s - self._last_pts_s
+        return step_s if 0 <= step_s <= LONGEST_PAUSE_S else self.period_s
+
+
+class Freshness:
+    """Tells frames that were just exposed from frames that waited in a stalled server or in the network.
+
+    After a gap the first packet is stale, and so is every further one that comes in faster than half its own pace:
+    the backlog of the gap.
+    """
+
+    def __init__(self) -> None:
+        self._arrival_s: float | None = None
+        self._pts_s: float | None = None
+        self._gap_ended_s: float | None = None
+
+    def is_fresh(self, arrival_s: float, pts_s: float | None) -> bool:
+        """Takes one packet, in order of arrival."""
+        since_s = None if self._arrival_s is None else arrival_s - self._arrival_s
+        pace_s = None if pts_s is None or self._pts_s is None else pts_s - self._pts_s
+        self._arrival_s, self._pts_s = arrival_s, pts_s
+        if since_s is None:
+            return True
+        if since_s > GAP_S and (pace_s is None or since_s > 2 * pace_s):
+            self._gap_ended_s = arrival_s
+            return False
+        if self._gap_ended_s is not None:
+            in_pace = pace_s is not None and since_s >= 0.5 * pace_s
+            if in_pace or arrival_s - self._gap_ended_s > CATCH_UP_S:
+                self._gap_ended_s = None
+            return in_pace
+        return True
+
+
+@dataclass(slots=True, kw_only=True)
+class Backoff:
+    """How long to wait before the next try: doubling with jitter, for ever.
+
+    `most_s` is short, because a line stands still until its camera is back.
+    """
+
+    first_s: float = 0.1
+    most_s: float = 1.5
+    rng: random.Random = field(default_factory=random.Random)
+    _tries: int = 0
+
+    def next_s(self) -> float:
+        """The pause before the next try: a random share, from a half up, of the doubled pause."""
+        pause_s = min(self.most_s, self.first_s * 2.0 ** min(self._tries, 30))
+        self._tries += 1
+        return pause_s * self.rng.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Frames flow again."""
+        self._tries = 0
