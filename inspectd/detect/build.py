@@ -1,0 +1,136 @@
+"""From a recipe to a detector: the one place that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from inspectd.detect.cache import EmbeddingCache
+from inspectd.detect.checkpoint import Checkpoint
+from inspectd.detect.clip import TextTower, VisionTower
+from inspectd.detect.gemm import Precision
+from inspectd.detect.identity import Facts
+from inspectd.detect.preprocess import Resize
+from inspectd.detect.prompts import ANOMALIB_TEMPLATES, Prompts, compose
+from inspectd.detect.text import TextAverage, embed_prompts
+from inspectd.detect.weights import WeightsFile, find
+from inspectd.detect.winclip import LEAST_SCORE, Detector, Mode, WinclipConfig
+from inspectd.errors import ConfigError
+from inspectd.recipe import Recipe
+
+
+def build_detector(
+    recipe: Recipe,
+    *,
+    weights_dir: Path,
+    device: str = "auto",
+    precision: str = "auto",
+    cache_dir: Path | None = None,
+    beat: Callable[[], None] = lambda: None,
+) -> Detector:
+    """A zero-shot detector for the recipe; its references, cropped as frames will be, go to `Detector.enroll`.
+
+    Args:
+        weights_dir: where `inspectd weights fetch` puts weights, for a recipe that names no file of its own.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` or a `Precision`; see `choose_precision`.
+        cache_dir: where embeddings are kept; None: nowhere.
+        beat: called several times a second while the detector works.
+
+    Raises:
+        ConfigError: weights, prompts or scales that do not fit; one line that says what to do.
+    """
+    model = recipe.model
+    weights = find(model.backbone, model.pretrained, weights_dir, file=model.weights, config=model.config)
+    chosen = choose_device(device)
+    exactly = choose_precision(precision, chosen)
+    config = _config(recipe, weights)
+    prompts = _prompts(recipe)
+    facts = _facts(recipe, weights, config, prompts, exactly)
+    checkpoint, cache = Checkpoint(weights.path), EmbeddingCache(cache_dir)
+    tower = VisionTower(checkpoint, weights.architecture.vision, device=chosen, precision=exactly)
+
+    def embed() -> dict[str, torch.Tensor]:
+        text_tower = TextTower(checkpoint, weights.architecture.text, device=chosen)
+        with torch.inference_mode():
+            return {"text": embed_prompts(text_tower, prompts, config.text_average, beat)}
+
+    text = cache.get(facts.text_key(), embed)["text"]
+    return Detector(tower, text, config, facts=facts, cache=cache, beat=beat)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that a setting names.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"worker.device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return chosen
+
+
+def choose_precision(precision: str, device: torch.device) -> Precision:
+    """`auto` is fp32 on a CPU (exact, and what the golden values are measured in) and bf16 on a GPU.
+
+    Raises:
+        ConfigError: the device has no such precision.
+    """
+    if precision == "auto":
+        return Precision.FP32 if device.type == "cpu" else Precision.BF16
+    chosen = Precision(precision)
+    unfit = {"cpu": (Precision.TF32, Precision.FP16), "cuda": (Precision.INT8,)}.get(device.type, ())
+    if chosen in unfit:
+        allowed = ", ".join(member for member in Precision if member not in unfit)
+        raise ConfigError(f"worker.precision {precision!r} is not for a {device.type} device; use {allowed} or auto")
+    return chosen
+
+
+def _config(recipe: Recipe, weights: WeightsFile) -> WinclipConfig:
+    detector = recipe.detector
+    grid_hw = weights.architecture.vision.grid_hw
+    if max(detector.scales, default=1) > min(grid_hw):
+        raise ConfigError(f"{recipe.path}: detector.scales {detector.scales}: larger than the model's grid {grid_hw}")
+    if detector.kind == "clip-ac" and recipe.references is not None:
+        raise ConfigError(f'{recipe.path}: references: detector.kind = "clip-ac" has no use for them; use "winclip"')
+    anomalib = detector.profile == "anomalib"
+    return WinclipConfig(
+        scales=() if detector.kind == "clip-ac" else detector.scales,
+        mode=Mode(detector.mode),
+        temperature=detector.temperature,
+        text_average=TextAverage.RAW if anomalib else TextAverage.NORMALISED,
+        resize=Resize.FLOAT if anomalib else Resize.UINT8,
+        least_score=0.0 if anomalib else LEAST_SCORE,
+    )
+
+
+def _prompts(recipe: Recipe) -> Prompts:
+    own = recipe.prompts
+    standard = ANOMALIB_TEMPLATES if recipe.detector.profile == "anomalib" else ()
+    return compose(
+        recipe.objects, normal=own.normal, anomalous=own.anomalous, templates=tuple(own.templates) or standard
+    )
+
+
+def _facts(
+    recipe: Recipe, weights: WeightsFile, config: WinclipConfig, prompts: Prompts, precision: Precision
+) -> Facts:
+    return Facts(
+        detector=recipe.detector.kind,
+        backbone=weights.architecture.name,
+        weights_sha256=weights.sha256(),
+        precision=precision,
+        architecture=asdict(weights.architecture),
+        config=asdict(config),
+        prompts=asdict(prompts),
+        view={
+            "region": recipe.region and recipe.region.model_dump(mode="json"),
+            "tiling": recipe.tiling and recipe.tiling.model_dump(mode="json"),
+        },
+    )

@@ -1,0 +1,253 @@
+"""CLIP's two transformers, written for windows: one pass over the tokens of all windows and frames.
+
+Letters: N frames, P patches of the grid, S sequences, L tokens of one sequence, T rows of tokens in all, K rows that
+are kept behind the last block, D width, E embedding. Row 0 of each image is its CLS token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from inspectd.detect.architecture import TextShape, TowerShape, VisionShape
+from inspectd.detect.checkpoint import Checkpoint
+from inspectd.detect.gemm import Precision, linear
+
+Beat = Callable[[], None]
+
+_ROWS_IN_CACHE = 1024
+"""Rows whose hidden layer of the MLP still lies in a CPU's cache; a GPU takes all rows at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """S sequences of L tokens that lie one after the other; the first `queries` tokens of each are computed."""
+
+    sequences: int
+    length: int
+    queries: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Sequences of one length as rows of the token table: `rows (S, L) int64`, each beginning with its CLS token."""
+
+    rows: Tensor
+    keep_patches: bool = False
+    """Whether the last block computes every token (whole images with references), not CLS alone."""
+
+    def span(self, *, last: bool) -> Span:
+        """The group in the last block, or in any other, which computes every token."""
+        sequences, length = self.rows.shape
+        return Span(sequences, length, 1 if last and not self.keep_patches else length)
+
+
+class Block:
+    """One pre-norm residual attention block: x += out(attention(qkv(ln_1 x))); x += proj(act(fc(ln_2 x)))."""
+
+    def __init__(
+        self,
+        weights: Checkpoint,
+        prefix: str,
+        shape: TowerShape,
+        *,
+        device: torch.device,
+        precision: Precision,
+        apart: bool = False,
+    ) -> None:
+        """`apart`: queries are computed apart from keys and values, as the last block of the image tower does."""
+        width, hidden = shape.width, shape.mlp_width
+        self._width, self._eps = width, shape.eps
+        self._rows = _ROWS_IN_CACHE if device.type == "cpu" else 1 << 30
+
+        def take(name: str, *dimensions: int) -> Tensor:
+            return weights.take(f"{prefix}.{name}", *dimensions).to(device)
+
+        def scaled(name: str, gamma: str, inputs: int) -> tuple[Tensor, Tensor]:
+            weight, bias = take(f"{name}.weight", width, inputs), take(f"{name}.bias", width)
+            factor = take(gamma, width) if shape.layer_scale else torch.ones(width, device=device)
+            return weight * factor[:, None], bias * factor
+
+        self._ln_1 = take("ln_1.weight", width), take("ln_1.bias", width)
+        self._ln_2 = take("ln_2.weight", width), take("ln_2.bias", width)
+        weight, bias = take("attn.in_proj_weight", 3 * width, width), take("attn.in_proj_bias", 3 * width)
+        sizes = [width, 2 * width] if apart else [3 * width]
+        self._inputs = [
+            linear(*part, precision) for part in zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True)
+        ]
+        self._out = linear(*scaled("attn.out_proj", "ls_1.gamma", width), precision)
+        self._fc = linear(
+            take("mlp.c_fc.weight", hidden, width), take("mlp.c_fc.bias", hidden), precision, shape.activation
+        )
+        self._proj = linear(*scaled("mlp.c_proj", "ls_2.gamma", hidden), precision)
+
+    def qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values `(T, 3D)` of rows `(T, D)`."""
+        return self._inputs[0](self._norm(x, self._ln_1))
+
+    def query(self, x: Tensor) -> Tensor:
+        """Queries alone `(K, D)`."""
+        return self._inputs[0](self._norm(x, self._ln_1))
+
+    def key_value(self, x: Tensor) -> Tensor:
+        """Keys and values alone `(T, 2D)`."""
+        return self._inputs[1](self._norm(x, self._ln_1))
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the block, in place on the residual `x (T, D) fp32`; `attended (T, D)`."""
+        for part, seen in zip(torch.split(x, self._rows), torch.split(attended, self._rows), strict=True):
+            part.add_(self._out(seen))
+            part.add_(self._proj(self._fc(self._norm(part, self._ln_2))))
+        return x
+
+    def _norm(self, x: Tensor, weight_bias: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.layer_norm(x, (self._width,), *weight_bias, self._eps)
+
+
+def attend(qkv: Sequence[Tensor], spans: Sequence[Span], heads: int, *, causal: bool = False) -> Tensor:
+    """Attention of each sequence to itself alone: queries `(K, D)`, keys and values `(T, D)` -> `(K, D)`.
+
+    Sequences of equal length form one batch; nothing is masked or padded.
+    """
+    asked = [span.sequences * span.queries for span in spans]
+    held = [span.sequences * span.length for span in spans]
+    parts = (torch.split(x, rows) for x, rows in zip(qkv, (asked, held, held), strict=True))
+    seen = []
+    for span, *part in zip(spans, *parts, strict=True):
+        query, key, value = (_by_head(x, span.sequences, heads) for x in part)
+        seen.append(_attention(query, key, value, causal=causal).transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(seen)
+
+
+def _by_head(x: Tensor, sequences: int, heads: int) -> Tensor:
+    """`(S·L, D)` -> `(S, heads, L, D / heads)`, a view."""
+    return x.view(sequences, -1, heads, x.shape[1] // heads).transpose(1, 2)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not causal:
+        # Half the time of torch's fused kernel, which is slow for short sequences of bf16.
+        logits = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2))
+        return torch.matmul(logits.softmax(dim=-1), value)
+    return functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+
+class VisionTower:
+    """The image tower: pixels -> token table -> hidden states of any groups of its rows."""
+
+    def __init__(self, weights: Checkpoint, shape: VisionShape, *, device: torch.device, precision: Precision) -> None:
+        self.shape = shape
+        self.device = device
+        width, patches = shape.width, shape.patch_count
+
+        def take(name: str, *dimensions: int) -> Tensor:
+            return weights.take(f"visual.{name}", *dimensions).to(device)
+
+        self._conv1 = take("conv1.weight", width, 3, *shape.patch_hw_px)
+        self._cls = take("class_embedding", width)
+        self._position = take("positional_embedding", patches + 1, width)
+        self._ln_pre = (take("ln_pre.weight", width), take("ln_pre.bias", width)) if shape.pre_norm else None
+        self._blocks = [
+            Block(
+                weights,
+                f"visual.transformer.resblocks.{index}",
+                shape,
+                device=device,
+                precision=precision,
+                apart=index == shape.layers - 1,
+            )
+            for index in range(shape.layers)
+        ]
+        self._ln_post = take("ln_post.weight", width), take("ln_post.bias", width)
+        self._proj = take("proj", width, shape.embedding)
+        weights.require_all_taken("visual.")
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """`(N, 3, H, W)` normalised pixels -> `(N, 1 + P, D) fp32`: CLS and patches, with positions, behind ln_pre."""
+        patches = functional.conv2d(pixels, self._conv1, stride=self.shape.patch_hw_px).flatten(2).transpose(1, 2)
+        cls = self._cls.expand(len(pixels), 1, -1)
+        tokens = torch.cat([cls, patches], dim=1) + self._position
+        return tokens if self._ln_pre is None else self._norm(tokens, self._ln_pre)
+
+    def encode(self, tokens: Tensor, groups: Sequence[Group], beat: Beat) -> tuple[list[Tensor], Tensor]:
+        """Runs all blocks over all groups at once; `beat` is called behind each block.
+
+        Returns:
+            for each group its hidden states behind the last block, `(S, L, D)` or `(S, 1, D)` (before ln_post); and
+            those of the first group before the last block, `(S, L, D)`.
+        """
+        table, heads = tokens.flatten(0, 1), self.shape.heads
+        rows = torch.cat([group.rows.flatten() for group in groups])
+        full = [group.span(last=False) for group in groups]
+        first, *middle, last = self._blocks
+        # Every window sees the same tokens before the first block: its layer norm and QKV are shared by the grid.
+        x = first.finish(table[rows], attend(first.qkv(table)[rows].chunk(3, dim=1), full, heads))
+        for block in middle:
+            beat()
+            x = block.finish(x, attend(block.qkv(x).chunk(3, dim=1), full, heads))
+        beat()
+        kept = [group.span(last=True) for group in groups]
+        before = x[: groups[0].rows.numel()].view(*groups[0].rows.shape, -1)
+        x = self._last(last, x, kept)
+        beat()
+        parts = torch.split(x, [span.sequences * span.queries for span in kept])
+        return [part.view(span.sequences, span.queries, -1) for part, span in zip(parts, kept, strict=True)], before
+
+    def _last(self, block: Block, x: Tensor, spans: Sequence[Span]) -> Tensor:
+        """The last block computes keys and values of all rows, and the rest for the kept rows alone."""
+        start, rows = 0, []
+        for span in spans:
+            offsets = torch.arange(span.sequences, device=x.device)[:, None] * span.length
+            rows.append((start + offsets + torch.arange(span.queries, device=x.device)).flatten())
+            start += span.sequences * span.length
+        residual = x[torch.cat(rows)]
+        qkv = [block.query(residual), *block.key_value(x).chunk(2, dim=1)]
+        return block.finish(residual, attend(qkv, spans, self.shape.heads))
+
+    def normalised(self, hidden: Tensor) -> Tensor:
+        """ln_post: `(…, D)` -> `(…, D)`."""
+        return self._norm(hidden, self._ln_post)
+
+    def projected(self, normalised: Tensor) -> Tensor:
+        """Into the space of the text: `(…, D)` -> `(…, E)`."""
+        return normalised @ self._proj
+
+    def _norm(self, x: Tensor, weight_bias: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.layer_norm(x, (self.shape.width,), *weight_bias, self.shape.eps)
+
+
+class TextTower:
+    """The causal text tower. Ids may be cut behind the last end token: what follows cannot be seen from it."""
+
+    def __init__(self, weights: Checkpoint, shape: TextShape, *, device: torch.device) -> None:
+        self.shape = shape
+        self.device = device
+        width = shape.width
+
+        def take(name: str, *dimensions: int) -> Tensor:
+            return weights.take(name, *dimensions).to(device)
+
+        self._embedding = take("token_embedding.weight", shape.vocabulary, width)
+        self._position = take("positional_embedding", shape.context_length, width)
+        self._blocks = [
+            Block(weights, f"transformer.resblocks.{index}", shape, device=device, precision=Precision.FP32)
+            for index in range(shape.layers)
+        ]
+        self._ln_final = take("ln_final.weight", width), take("ln_final.bias", width)
+        self._proj = take("text_projection", width, shape.embedding)
+
+    def encode(self, ids: Tensor, beat: Beat) -> Tensor:
+        """`(S, L) int64` token ids, L at most the context length -> `(S, E)`; the end token has the largest id."""
+        ids = ids.to(self.device)
+        count, length = ids.shape
+        spans = [Span(count, length, length)]
+        x = (self._embedding[ids] + self._position[:length]).flatten(0, 1)
+        for block in self._blocks:
+            x = block.finish(x, attend(block.qkv(x).chunk(3, dim=1), spans, self.shape.heads, causal=True))
+            beat()
+        ends = x.view(count, length, -1)[torch.arange(count, device=self.device), ids.argmax(dim=1)]
+        return functional.layer_norm(ends, (self.shape.width,), *self._ln_final, self.shape.eps) @ self._proj

@@ -1,0 +1,68 @@
+"""From crops as they come to what the model is given.
+
+Letters: N crops, H and W the model's input in pixels, h and w a crop's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from inspectd.detect.architecture import VisionShape
+from inspectd.errors import DetectorError
+
+
+class Resize(StrEnum):
+    """How a crop is brought to the model's size; always bicubic and antialiased, always squashed."""
+
+    UINT8 = "uint8"
+    """Rounded to grey levels, as PIL does it (and as CLIP was trained)."""
+    FLOAT = "float"
+    """Neither rounded nor clamped, as anomalib does it."""
+
+
+def prepare(crops_rgb: Sequence[NDArray[np.uint8]], shape: VisionShape, resize: Resize, device: torch.device) -> Tensor:
+    """Crops `(h, w, 3) uint8` RGB of any sizes -> `(N, 3, H, W) float32`, CLIP-normalised, on `device`.
+
+    Raises:
+        DetectorError: a crop of another shape or type.
+    """
+    grey = torch.cat([_resized(_checked(crop), shape.image_hw_px, resize, device) for crop in crops_rgb])
+    mean = torch.tensor(shape.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(shape.std, device=device).view(1, 3, 1, 1)
+    return (grey.to(torch.float32) / 255 - mean) / std
+
+
+def _checked(crop_rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if crop_rgb.ndim != 3 or crop_rgb.shape[2] != 3 or crop_rgb.dtype != np.uint8 or not crop_rgb.size:
+        raise DetectorError(f"a crop is {crop_rgb.shape} {crop_rgb.dtype}, expected (height, width, 3) uint8 RGB")
+    return np.ascontiguousarray(crop_rgb)
+
+
+def _resized(crop_rgb: NDArray[np.uint8], size_hw_px: tuple[int, int], resize: Resize, device: torch.device) -> Tensor:
+    crop = torch.from_numpy(crop_rgb).to(device).permute(2, 0, 1)[None]
+    if crop_rgb.shape[:2] == size_hw_px:
+        return crop
+    if resize is Resize.FLOAT:
+        return _bicubic(crop.to(torch.float32), size_hw_px)
+    if device.type == "cpu":
+        return _bicubic(crop, size_hw_px)  # torch's uint8 path is PIL's arithmetic
+    return _bicubic(crop.to(torch.float32), size_hw_px).round_().clamp_(0, 255)
+
+
+def _bicubic(crop: Tensor, size_hw_px: tuple[int, int]) -> Tensor:
+    return functional.interpolate(crop, size_hw_px, mode="bicubic", align_corners=False, antialias=True)
+
+
+def upsample_map(grid_map: NDArray[np.float32], size_hw_px: tuple[int, int]) -> NDArray[np.float32]:
+    """A map at the grid's resolution brought to `(h, w)` pixels: bilinear, corners not aligned."""
+    whole = torch.from_numpy(np.ascontiguousarray(grid_map, dtype=np.float32))[None, None]
+    upsampled = functional.interpolate(whole, size_hw_px, mode="bilinear", align_corners=False)
+    result: NDArray[np.float32] = upsampled[0, 0].numpy()
+    return result
