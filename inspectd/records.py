@@ -139,6 +139,7 @@ class Inspection:
 
     `score` is None where no finite score exists (then `decision` is `error`). `anomaly_map` is the map over the
     bounding box of the region of interest at `map_origin_xy_px`, `(h, w) float32`, kept only where it was asked for.
+    `infer_ms` is the time of the batch that the frame was in; `crop_ms` and `post_ms` are the frame's own.
     """
 
     decision: Decision
@@ -150,6 +151,9 @@ class Inspection:
     mask: LabelMask | None = None
     anomaly_map: MapF32 | None = None
     map_origin_xy_px: tuple[int, int] = (0, 0)
+    crop_ms: float = 0.0
+    infer_ms: float = 0.0
+    post_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

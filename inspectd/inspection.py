@@ -1,0 +1,269 @@
+"""Inspector: frames and a recipe -> inspections. The one path, for daemon, replay, calibration and evaluation alike.
+
+Letters: H, W frame height and width; h, w the inspected box; G the sides of the model's grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspectd.errors import ConfigError, SourceError
+from inspectd.images import bgr_to_rgb, read_image_bgr
+from inspectd.recipe import Recipe
+from inspectd.records import Decision, FailOn, Inspection, MapF32, ModelIdentity, PixelsU8, Reason
+from inspectd.regions import Regions, find_regions
+from inspectd.viewport import MaskBool, Viewport, frame_size_error, stitch, viewport
+
+_VIEWPORTS_KEPT = 16
+"""Frame sizes whose geometry is remembered: cameras change theirs rarely."""
+
+
+class ScoredCrop(Protocol):
+    """A detector's word on one crop: `score`, larger is more anomalous, perhaps not finite; `map (G, G) float32`, None
+    where the detector gives none."""
+
+    @property
+    def score(self) -> float: ...
+    @property
+    def map(self) -> MapF32 | None: ...
+
+
+class CropDetector(Protocol):
+    """What the Inspector asks of a detector; `detect.winclip.Detector` is one."""
+
+    @property
+    def identity(self) -> ModelIdentity: ...
+    @property
+    def grid_hw(self) -> tuple[int, int]: ...
+    def score(
+        self,
+        crops_rgb: Sequence[PixelsU8],
+        *,
+        regions: Sequence[NDArray[np.bool_] | None] | None = None,
+        localise_from: float | None = None,
+    ) -> Sequence[ScoredCrop]: ...
+    def enroll(self, references_rgb: Sequence[PixelsU8]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Crops:
+    """What the model needs of one frame, owned: the frame's own memory may be reused.
+
+    `images_rgb` are `(h, w, 3) uint8`, one for each tile of `view`.
+    """
+
+    view: Viewport
+    images_rgb: tuple[PixelsU8, ...]
+    crop_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measurement:
+    """The model's word on one frame before any threshold: scores and maps of its tiles."""
+
+    view: Viewport
+    scores: tuple[float, ...]
+    grid_maps: tuple[MapF32 | None, ...]
+
+    @property
+    def score(self) -> float:
+        """The frame's score: the largest of its tiles'. Means nothing unless `finite`."""
+        return max(self.scores)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the model can vouch: every score and every value of every map is finite."""
+        return all(map(math.isfinite, self.scores)) and all(np.isfinite(grid).all() for grid in self._maps())
+
+    @property
+    def mapped(self) -> bool:
+        """Whether every tile has a map, so that the absence of regions says something."""
+        return len(self._maps()) == len(self.grid_maps)
+
+    @property
+    def peak(self) -> float:
+        """No pixel of the map is larger; -inf where there is no map."""
+        return max((float(grid.max()) for grid in self._maps()), default=-math.inf)
+
+    @property
+    def roi(self) -> MaskBool | None:
+        """`(h, w)` bool: where the map counts; None: everywhere."""
+        return self.view.roi
+
+    def anomaly_map(self) -> MapF32 | None:
+        """`(h, w) float32` over the box; None where the detector gives none."""
+        return stitch(self.view, self.grid_maps)
+
+    def _maps(self) -> list[MapF32]:
+        return [grid for grid in self.grid_maps if grid is not None]
+
+
+def decide(score: float, threshold: float, region_count: int, fail_on: FailOn) -> tuple[Decision, Reason]:
+    """The verdict. Only a finite score can pass.
+
+    >>> decide(0.7, 0.7, 0, FailOn.SCORE)
+    (<Decision.FAIL: 'fail'>, <Reason.ANOMALY: 'anomaly'>)
+    """
+    if not (math.isfinite(score) and math.isfinite(threshold)):
+        return Decision.ERROR, Reason.NOT_FINITE
+    match fail_on:
+        case FailOn.SCORE:
+            bad = score >= threshold
+        case FailOn.REGIONS:
+            bad = region_count > 0
+        case FailOn.EITHER:
+            bad = score >= threshold or region_count > 0
+    return (Decision.FAIL, Reason.ANOMALY) if bad else (Decision.PASS, Reason.OK)
+
+
+class Inspector:
+    """One recipe on one detector. Not for use by several threads at once."""
+
+    def __init__(self, recipe: Recipe, detector: CropDetector, *, keep_maps: bool = False) -> None:
+        """Enrolls the recipe's reference images, cropped just as frames will be.
+
+        Raises:
+            ConfigError: a reference image cannot be read, or is of a size that the recipe cannot look at.
+        """
+        self._recipe, self._detector, self._keep_maps = recipe, detector, keep_maps
+        self._viewports: dict[tuple[int, int], Viewport] = {}
+        if recipe.reference_paths:
+            detector.enroll([image for path in recipe.reference_paths for image in self._reference(path)])
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe."""
+        return self._recipe
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model, its `sha256` over all that can change a score: weights, prompts, references, preprocessing,
+        region, tiling, mode and precision (contract I2)."""
+        return self._detector.identity
+
+    def frame_size_error(self, size_wh_px: tuple[int, int]) -> str | None:
+        """Why frames of that size cannot be inspected, in one line; None when they can."""
+        return frame_size_error(self._recipe, size_wh_px)
+
+    def crop(self, pixels_bgr: PixelsU8) -> Crops:
+        """Copies out of a frame `(H, W, 3) uint8` BGR what the model needs.
+
+        Raises:
+            SourceError: frames of that size cannot be inspected.
+        """
+        start_ns = perf_counter_ns()
+        if pixels_bgr.ndim != 3 or pixels_bgr.shape[2] != 3 or pixels_bgr.dtype != np.uint8:
+            raise SourceError(f"a frame is {pixels_bgr.shape} {pixels_bgr.dtype}, expected (H, W, 3) uint8 BGR")
+        view = self._viewport((pixels_bgr.shape[1], pixels_bgr.shape[0]))
+        images = tuple(view.tiles_of(bgr_to_rgb(view.box(pixels_bgr))))
+        return Crops(view=view, images_rgb=images, crop_ms=_ms_since(start_ns))
+
+    def inspect(self, frames_bgr: Sequence[PixelsU8]) -> list[Inspection]:
+        """Inspects frames `(H, W, 3) uint8` BGR, in their order, alike at any batch size.
+
+        Raises:
+            ConfigError: the recipe has no thresholds.
+            SourceError: frames of that size cannot be inspected.
+        """
+        return self.inspect_crops([self.crop(pixels_bgr) for pixels_bgr in frames_bgr])
+
+    def inspect_crops(self, crops: Sequence[Crops]) -> list[Inspection]:
+        """Inspects what `crop` made of frames, in their order.
+
+        Raises:
+            ConfigError: the recipe has no thresholds.
+        """
+        threshold, pixel_threshold = self._recipe.threshold, self._recipe.pixel_threshold
+        start_ns = perf_counter_ns()
+        measured = self.measure(crops, localise_from=threshold)
+        infer_ms = _ms_since(start_ns)
+        return [
+            self._inspection(one, threshold, pixel_threshold, crop_ms=frame.crop_ms, infer_ms=infer_ms)
+            for frame, one in zip(crops, measured, strict=True)
+        ]
+
+    def measure(self, crops: Sequence[Crops], *, localise_from: float | None = None) -> list[Measurement]:
+        """Scores and maps without any threshold, for frames in their order.
+
+        Args:
+            localise_from: the score from which a tile needs a map (the detector's mode decides); None: all do.
+        """
+        images = [image for frame in crops for image in frame.images_rgb]
+        regions = [tile.inside for frame in crops for tile in frame.view.tiles]
+        scored = iter(self._detector.score(images, regions=regions, localise_from=localise_from))
+        measured = []
+        for frame in crops:
+            own = [next(scored) for _ in frame.view.tiles]
+            scores, maps = tuple(one.score for one in own), tuple(one.map for one in own)
+            measured.append(Measurement(view=frame.view, scores=scores, grid_maps=maps))
+        return measured
+
+    def _inspection(
+        self, measured: Measurement, threshold: float, pixel_threshold: float, *, crop_ms: float, infer_ms: float
+    ) -> Inspection:
+        start_ns = perf_counter_ns()
+        refusal = self._refusal(measured)
+        if refusal is not None:
+            decision, reason, score = Decision.ERROR, refusal, None
+            anomaly_map, found = None, Regions()
+        else:
+            score = measured.score
+            anomaly_map, found = self._regions(measured, pixel_threshold)
+            decision, reason = decide(score, threshold, len(found.regions), self._recipe.decision.fail_on)
+        return Inspection(
+            decision=decision,
+            reason=reason,
+            score=score,
+            threshold=threshold,
+            regions=found.regions,
+            regions_truncated=found.truncated,
+            mask=found.mask,
+            anomaly_map=anomaly_map if self._keep_maps else None,
+            map_origin_xy_px=measured.view.origin_xy_px,
+            crop_ms=crop_ms,
+            infer_ms=infer_ms,
+            post_ms=_ms_since(start_ns),
+        )
+
+    def _refusal(self, measured: Measurement) -> Reason | None:
+        """Why there can be no verdict; None when there can."""
+        if not measured.finite:
+            return Reason.NOT_FINITE
+        if self._recipe.decision.fail_on is not FailOn.SCORE and not measured.mapped:
+            return Reason.INTERNAL  # without a map "no region" would be a silent pass
+        return None
+
+    def _regions(self, measured: Measurement, pixel_threshold: float) -> tuple[MapF32 | None, Regions]:
+        hot = measured.peak >= pixel_threshold  # elsewhere no pixel reaches it, and the map need not be drawn
+        anomaly_map = measured.anomaly_map() if hot or self._keep_maps else None
+        if not hot or anomaly_map is None:
+            return anomaly_map, Regions()
+        filters, origin = self._recipe.filters, measured.view.origin_xy_px
+        return anomaly_map, find_regions(anomaly_map, measured.roi, pixel_threshold, filters, origin)
+
+    def _viewport(self, size_wh_px: tuple[int, int]) -> Viewport:
+        found = self._viewports.get(size_wh_px)
+        if found is None:
+            found = viewport(self._recipe, size_wh_px, self._detector.grid_hw)
+            if len(self._viewports) >= _VIEWPORTS_KEPT:
+                self._viewports.clear()
+            self._viewports[size_wh_px] = found
+        return found
+
+    def _reference(self, path: Path) -> tuple[PixelsU8, ...]:
+        try:
+            return self.crop(read_image_bgr(path)).images_rgb
+        except SourceError as error:
+            raise ConfigError(f"{path}: references.folder: {error}") from error
+
+
+def _ms_since(start_ns: int) -> float:
+    return (perf_counter_ns() - start_ns) / 1e6
