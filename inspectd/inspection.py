@@ -206,6 +206,14 @@ class Inspector:
             measured.append(Measurement(view=frame.view, scores=scores, grid_maps=maps))
         return measured
 
+    def measure_frames(self, frames_bgr: Sequence[PixelsU8]) -> list[Measurement]:
+        """`measure` for frames `(H, W, 3) uint8` BGR: for calibration, which has no threshold yet.
+
+        Raises:
+            SourceError: frames of that size cannot be inspected.
+        """
+        return self.measure([self.crop(pixels_bgr) for pixels_bgr in frames_bgr])
+
     def _inspection(
         self, measured: Measurement, threshold: float, pixel_threshold: float, *, crop_ms: float, infer_ms: float
     ) -> Inspection:

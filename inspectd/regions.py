@@ -114,7 +114,10 @@ def _components(hot: PixelsU8, values: MapF32, min_area_px: int, origin_xy_px: t
                 id=number,
                 bbox_xywh_px=(origin_xy_px[0] + x, origin_xy_px[1] + y, w, h),
                 area_px=area,
-                centroid_xy_px=(origin_xy_px[0] + centroids[label, 0], origin_xy_px[1] + centroids[label, 1]),
+                centroid_xy_px=(
+                    origin_xy_px[0] + float(centroids[label, 0]),
+                    origin_xy_px[1] + float(centroids[label, 1]),
+                ),
                 score_max=float(own.max()),
                 score_mean=float(own.mean(dtype=np.float64)),
             )
