@@ -98,15 +98,24 @@ def _shipped(backbone: str) -> Path:
     return Path(spec.submodule_search_locations[0], "model_configs", f"{backbone.replace('/', '-')}.json")
 
 
-def _architecture(name: str, written: Mapping[str, Any]) -> Architecture:
-    model = written.get("model_cfg", written)
-    preprocess = written.get("preprocess_cfg", {})
+def _architecture(name: str, written: Any) -> Architecture:
+    if not isinstance(written, dict):
+        raise TypeError("expected a JSON object")
+    model = _table(written, "model_cfg") if "model_cfg" in written else written
+    preprocess = _table(written, "preprocess_cfg") if "preprocess_cfg" in written else {}
     quick = bool(model.get("quick_gelu", False))
     return Architecture(
         name=name,
-        vision=_vision(model["vision_cfg"], preprocess, model["embed_dim"], quick=quick),
-        text=_text(model["text_cfg"], model["embed_dim"], quick=quick),
+        vision=_vision(_table(model, "vision_cfg"), preprocess, model["embed_dim"], quick=quick),
+        text=_text(_table(model, "text_cfg"), model["embed_dim"], quick=quick),
     )
+
+
+def _table(written: Mapping[str, Any], key: str) -> dict[str, Any]:
+    table = written[key]
+    if not isinstance(table, dict):
+        raise TypeError(f"{key}: expected a JSON object")
+    return table
 
 
 _UNSUPPORTED_VISION = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -21,6 +22,9 @@ from inspectd.detect.winclip import LEAST_SCORE, Detector, Mode, WinclipConfig
 from inspectd.errors import ConfigError
 from inspectd.recipe import Recipe
 
+_towers: WeakValueDictionary[tuple[str, ...], VisionTower] = WeakValueDictionary()
+"""Image towers in use: recipes on the same weights share one."""
+
 
 def build_detector(
     recipe: Recipe,
@@ -29,6 +33,7 @@ def build_detector(
     device: str = "auto",
     precision: str = "auto",
     cache_dir: Path | None = None,
+    threads: int | None = None,
     beat: Callable[[], None] = lambda: None,
 ) -> Detector:
     """A zero-shot detector for the recipe; its references, cropped as frames will be, go to `Detector.enroll`.
@@ -38,11 +43,14 @@ def build_detector(
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
         precision: `auto` or a `Precision`; see `choose_precision`.
         cache_dir: where embeddings are kept; None: nowhere.
+        threads: CPU threads of torch, for the whole process; None: torch's own choice.
         beat: called several times a second while the detector works.
 
     Raises:
         ConfigError: weights, prompts or scales that do not fit; one line that says what to do.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     model = recipe.model
     weights = find(model.backbone, model.pretrained, weights_dir, file=model.weights, config=model.config)
     chosen = choose_device(device)
@@ -51,7 +59,9 @@ def build_detector(
     prompts = _prompts(recipe)
     facts = _facts(recipe, weights, config, prompts, exactly)
     checkpoint, cache = Checkpoint(weights.path), EmbeddingCache(cache_dir)
-    tower = VisionTower(checkpoint, weights.architecture.vision, device=chosen, precision=exactly)
+    key = (facts.weights_sha256, repr(weights.architecture), str(chosen), exactly)
+    tower = _towers.get(key) or VisionTower(checkpoint, weights.architecture.vision, device=chosen, precision=exactly)
+    _towers[key] = tower
 
     def embed() -> dict[str, torch.Tensor]:
         text_tower = TextTower(checkpoint, weights.architecture.text, device=chosen)
@@ -60,6 +70,12 @@ def build_detector(
 
     text = cache.get(facts.text_key(), embed)["text"]
     return Detector(tower, text, config, facts=facts, cache=cache, beat=beat)
+
+
+def use_threads(threads: int | None) -> None:
+    """How many CPU threads the model may use in this process; None leaves torch's own choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def choose_device(device: str) -> torch.device:

@@ -1,0 +1,130 @@
+"""From a recipe file to a detector: caches, identity, mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests_detect import some_crops, write_model
+
+from inspectd.detect import build
+from inspectd.detect.build import build_detector
+from inspectd.detect.winclip import Detector, Mode
+from inspectd.errors import ConfigError
+from inspectd.recipe import load_recipe
+
+
+def make(folder: Path, text: str = "", **settings: object) -> Detector:
+    """A detector for a recipe on random weights; `text` adds to the recipe."""
+    config, weights = folder / "small.json", folder / "small.safetensors"
+    if not config.exists():
+        write_model(folder)
+    model = f'object = "cap"\n[model]\nweights = "{weights}"\nconfig = "{config}"\n'
+    (folder / "cap.toml").write_text(f"{model}{text}\n[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n")
+    return build_detector(load_recipe(folder / "cap.toml"), weights_dir=folder, device="cpu", **settings)
+
+
+def test_recipe_becomes_a_detector(tmp_path: Path):
+    """Scores, maps and identity of a recipe's model."""
+    detector = make(tmp_path, "[detector]\nscales = [3]\ntemperature = 0.5")
+    scored = detector.score(some_crops(2))
+    assert (detector.input_size_px, detector.grid_hw) == (40, (5, 5))
+    assert all(0 < one.score < 1 and one.map.shape == (5, 5) for one in scored)
+    assert (detector.identity.detector, detector.identity.precision) == ("winclip", "fp32")
+    assert detector.config.scales == (3,)
+
+
+def test_second_start_encodes_no_text_and_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a warm cache the text tower is not even built, and references are not seen by the image tower."""
+    cache_dir = tmp_path / "cache"
+    first = make(tmp_path, cache_dir=cache_dir)
+    first.enroll(some_crops(2))
+    expected = first.score(some_crops(1, seed=8))[0]
+
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("encoded again")
+
+    monkeypatch.setattr(build, "TextTower", never)
+    second = make(tmp_path, cache_dir=cache_dir)
+    monkeypatch.setattr(second, "features", never)
+    second.enroll(some_crops(2))
+    assert second.identity == first.identity
+    assert second.score(some_crops(1, seed=8))[0].score == pytest.approx(expected.score, abs=1e-6)
+
+
+CHANGES = {
+    "prompts": '[prompts]\nanomalous = ["scratched {}"]',
+    "scales": "[detector]\nscales = [2]",
+    "temperature": "[detector]\ntemperature = 0.1",
+    "mode": '[detector]\nmode = "localise_on_fail"',
+    "profile": '[detector]\nprofile = "anomalib"',
+    "kind": '[detector]\nkind = "clip-ac"',
+    "region": "[region]\npolygon_px = [[0, 0], [20, 0], [20, 20]]",
+    "tiling": "[tiling]\ntile_px = 40",
+}
+
+
+@pytest.mark.parametrize("text", CHANGES.values(), ids=CHANGES)
+def test_identity_changes_with_all_that_can_change_a_score(tmp_path: Path, text: str):
+    """Thresholds measured with another setting must not be used (contract I2)."""
+    assert make(tmp_path, text).identity.sha256 != make(tmp_path).identity.sha256
+
+
+def test_identity_changes_with_weights_and_precision(tmp_path: Path):
+    """Other weights, another precision: another model. The same again: the same."""
+    first = make(tmp_path / "a")
+    assert make(tmp_path / "a").identity == first.identity
+    write_model(tmp_path / "b", seed=5)
+    other = make(tmp_path / "b").identity
+    assert other.weights_sha256 != first.identity.weights_sha256
+    bf16 = make(tmp_path / "a", precision="bf16").identity
+    assert len({first.identity.sha256, other.sha256, bf16.sha256}) == 3
+
+
+def test_settings_reach_the_detector(tmp_path: Path):
+    """Mode, profile and kind of the recipe are what the detector works by."""
+    assert make(tmp_path, '[detector]\nmode = "image_only"').config.mode is Mode.IMAGE_ONLY
+    assert make(tmp_path, '[detector]\nprofile = "anomalib"').config.least_score == 0
+    assert make(tmp_path, '[detector]\nkind = "clip-ac"').score(some_crops(1))[0].map is None
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("[detector]\nscales = [6]", {}, "larger than the model's grid"),
+        ('[references]\nfolder = "."\n[detector]\nkind = "clip-ac"', {}, "has no use for them"),
+        ("", {"precision": "fp16"}, "worker.precision 'fp16' is not for a cpu device"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, settings: dict, message: str):
+    """What does not fit is a configuration error that names the key."""
+    with pytest.raises(ConfigError) as error:
+        make(tmp_path, text, **settings)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_device_that_is_not_there_is_refused():
+    """A CUDA device beyond those that torch sees."""
+    with pytest.raises(ConfigError, match=r"worker.device 'cuda:99'"):
+        build.choose_device("cuda:99")
+
+
+def test_recipes_on_the_same_weights_share_a_tower(tmp_path: Path):
+    """Two recipes need the memory of one image tower."""
+    assert make(tmp_path)._tower is make(tmp_path, '[prompts]\nnormal = ["shiny {}"]')._tower
+
+
+def test_warm_start_imports_no_open_clip(tmp_path: Path):
+    """open_clip takes seconds to import: with a warm cache it is left alone."""
+    make(tmp_path, cache_dir=tmp_path / "cache")
+    script = (
+        "import sys; from pathlib import Path; from inspectd.detect.build import build_detector;"
+        "from inspectd.recipe import load_recipe; folder = Path(sys.argv[1]);"
+        "build_detector(load_recipe(folder / 'cap.toml'), weights_dir=folder, cache_dir=folder / 'cache');"
+        "print('open_clip' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,121 @@
+"""Both towers against open_clip's own, on random weights of several shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests_detect import CPU, model_config, open_tower, some_crops, write_model
+
+from inspectd.detect import gemm
+from inspectd.detect.architecture import read_architecture
+from inspectd.detect.checkpoint import Checkpoint
+from inspectd.detect.clip import Group, TextTower, VisionTower
+from inspectd.detect.gemm import Activation, Precision
+from inspectd.detect.preprocess import Resize, prepare
+from inspectd.detect.text import open_clip, tokenise
+from inspectd.detect.windows import window_patches
+
+SHAPES = {
+    "plain": {},
+    "quick-gelu": {"quick_gelu": True},
+    "not square": {"image_size": [24, 64]},
+    "no ln_pre": {"no_ln_pre": True},
+    "layer scale": {"ls_init_value": 0.1},
+    "tanh": {"act_kwargs": {"approximate": "tanh"}, "mlp_ratio": 3.0},
+    "eps": {"norm_kwargs": {"eps": 1e-2}},
+}
+
+
+def theirs(written: dict, weights: Path) -> torch.nn.Module:
+    """open_clip's model on the same weights."""
+    open_clip()
+    from open_clip.model import CLIP
+
+    model = CLIP(**written).eval()
+    model.load_state_dict(load_file(weights), strict=False)
+    return model
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_whole_image_equals_open_clip(tmp_path: Path, changes: dict):
+    """The image embedding is open_clip's, for every variant of the architecture that is taken."""
+    config, weights = write_model(tmp_path, **changes)
+    tower = open_tower(config, weights)
+    pixels = prepare(some_crops(2), tower.shape, Resize.UINT8, CPU)
+    with torch.inference_mode():
+        expected = theirs(model_config(**changes), weights).encode_image(pixels)
+        tokens = tower.tokens(pixels)
+        rows = torch.arange(tokens[..., 0].numel()).view(len(pixels), -1)
+        (hidden,), _ = tower.encode(tokens, [Group(rows)], lambda: None)
+        found = tower.projected(tower.normalised(hidden[:, 0]))
+    assert found == pytest.approx(expected, abs=2e-5)
+
+
+def test_window_depends_on_its_own_patches_alone(tmp_path: Path):
+    """A window's hidden state is that of the whole tower run on nothing but CLS and the window's tokens."""
+    tower = open_tower(*write_model(tmp_path))
+    with torch.inference_mode():
+        tokens = tower.tokens(prepare(some_crops(2), tower.shape, Resize.UINT8, CPU))
+        patches = window_patches(tower.shape.grid_hw, 2)
+        both = [torch.cat([torch.zeros(1, dtype=torch.int64), 1 + patches[5]]), torch.arange(26)]
+        groups = [Group(both[1][None], keep_patches=True), Group(26 + both[0][None])]
+        (_, window), _ = tower.encode(tokens, groups, lambda: None)
+        alone = tokens[1, both[0]][None]
+        (expected,), _ = tower.encode(alone, [Group(torch.arange(5)[None])], lambda: None)
+    assert window == pytest.approx(expected, abs=1e-6)
+
+
+def test_beat_comes_between_blocks(tmp_path: Path):
+    """The heartbeat is called behind every block."""
+    tower = open_tower(*write_model(tmp_path))
+    beats = []
+    with torch.inference_mode():
+        tower.encode(torch.randn(1, 26, 32), [Group(torch.arange(26)[None])], lambda: beats.append(1))
+    assert len(beats) == tower.shape.layers
+
+
+@pytest.mark.parametrize("changes", [{}, {"quick_gelu": True}], ids=["gelu", "quick-gelu"])
+def test_text_cut_at_the_last_end_token_equals_open_clip(tmp_path: Path, changes: dict):
+    """The truncated text tower gives what open_clip's full context gives."""
+    config, weights = write_model(tmp_path, **changes)
+    texts = ["a photo of a cap.", "a jpeg corrupted photo of the damaged capsule with flaw."]
+    ids = tokenise(texts, 77)
+    padded = torch.nn.functional.pad(ids, (0, 77 - ids.shape[1]))
+    tower = TextTower(Checkpoint(weights), read_architecture("x", config).text, device=CPU)
+    with torch.inference_mode():
+        found = tower.encode(ids, lambda: None)
+        expected = theirs(model_config(**changes), weights).encode_text(padded)
+    assert ids.shape[1] < 20
+    assert found == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_products_without_onednn_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, activation: Activation, precision: Precision
+):
+    """The fall-back where torch has no prepacked layer computes what the prepacked one computes."""
+    x, weight, bias = torch.randn(37, 24), torch.randn(40, 24), torch.randn(40)
+    found = gemm.linear(weight, bias, precision, activation)(x)
+    monkeypatch.setattr(gemm, "has_prepacked", lambda: False)
+    expected = gemm.linear(weight, bias, precision, activation)(x)
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.3}[found.dtype]
+    assert found.dtype == gemm.COMPUTE_DTYPE[precision]
+    assert found.float() == pytest.approx(expected.float(), abs=tolerance)
+
+
+def test_tower_without_onednn_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The whole tower runs on plain products too."""
+    files = write_model(tmp_path)
+    tokens, groups = torch.randn(1, 26, 32), [Group(torch.arange(26)[None], keep_patches=True)]
+
+    def run(tower: VisionTower) -> torch.Tensor:
+        with torch.inference_mode():
+            return tower.encode(tokens, groups, lambda: None)[0][0]
+
+    expected = run(open_tower(*files))
+    monkeypatch.setattr(gemm, "has_prepacked", lambda: False)
+    assert run(open_tower(*files)) == pytest.approx(expected, abs=1e-5)
