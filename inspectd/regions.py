@@ -76,13 +76,15 @@ def _morphed(hot: PixelsU8, filters: Filters) -> PixelsU8:
     """Opening takes specks away, then closing joins neighbours."""
     if filters.open_px > 1:
         hot = _dilated(_eroded(hot, filters.open_px), filters.open_px)
-    if filters.close_px > 1:
-        hot = _eroded(_dilated(hot, filters.close_px), filters.close_px)
+    if (margin := filters.close_px) > 1:
+        h, w = hot.shape
+        padded = np.pad(hot, margin)  # room to grow, or closing would reach for the border itself
+        hot = _eroded(_dilated(padded, margin), margin)[margin : margin + h, margin : margin + w]
     return hot
 
 
 # An even disk has no middle pixel: erosion and dilation must be anchored at mirrored pixels, or opening would shift
-# a region by one (`cv2.morphologyEx` does). Beyond the map nothing is known: its border neither erodes nor grows.
+# a region by one (`cv2.morphologyEx` does). Nothing is known beyond the map, so its border does not erode.
 def _eroded(hot: PixelsU8, diameter_px: int) -> PixelsU8:
     anchor = diameter_px // 2
     return np.asarray(cv2.erode(hot, disk(diameter_px), anchor=(anchor, anchor)), dtype=np.uint8)

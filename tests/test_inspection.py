@@ -1,0 +1,287 @@
+"""The one shared path: pixels and a recipe in, inspections out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tests_inspection import GOLDEN, BrightDetector, Brightness, bright_recipe, dark_frame
+
+from inspectd.errors import ConfigError, SourceError
+from inspectd.inspection import Inspector, decide
+from inspectd.recipe import load_recipe
+from inspectd.records import Decision, FailOn, Reason
+
+
+class Saying(BrightDetector):
+    """A detector that says the same of every crop; for what no real picture brings about."""
+
+    def __init__(self, *said: Brightness) -> None:
+        super().__init__()
+        self.said = list(said)
+
+    def score(self, crops_rgb, **_asked):
+        return [self.said[index % len(self.said)] for index in range(len(crops_rgb))]
+
+
+def golden_detector(recipe):
+    """The real WinCLIP with the tiny golden weights."""
+    from inspectd.detect.build import build_detector
+
+    return build_detector(recipe, weights_dir=recipe.path.parent, device="cpu", precision="fp32")
+
+
+def golden_recipe(folder: Path, text: str = "", *, name: str = "golden"):
+    """A recipe for the tiny golden model; skips where it is not."""
+    weights = GOLDEN / "tiny-winclip-240.safetensors"
+    if not weights.exists():
+        pytest.skip(f"{weights} is absent")
+    model = f'[model]\nbackbone = "tiny"\nweights = "{weights}"\nconfig = "{weights.with_suffix(".json")}"\n'
+    path = folder / f"{name}.toml"
+    path.write_text(f'object = "part"\n{model}{text}\n[decision]\nthreshold = 0.4\npixel_threshold = 0.4\n')
+    return load_recipe(path)
+
+
+def noise_frames(count: int, width: int = 160, height: int = 120) -> list[np.ndarray]:
+    """Frames with structure at several scales, all different."""
+    rng = np.random.default_rng(7)
+    small = rng.integers(0, 255, (count, 12, 16, 3), dtype=np.uint8)
+    return [cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC) for frame in small]
+
+
+@pytest.mark.parametrize(
+    ("score", "regions", "fail_on", "decision"),
+    [
+        (0.49, 3, FailOn.SCORE, Decision.PASS),
+        (0.50, 0, FailOn.SCORE, Decision.FAIL),
+        (0.99, 0, FailOn.REGIONS, Decision.PASS),
+        (0.01, 1, FailOn.REGIONS, Decision.FAIL),
+        (0.49, 0, FailOn.EITHER, Decision.PASS),
+        (0.50, 0, FailOn.EITHER, Decision.FAIL),
+        (0.01, 1, FailOn.EITHER, Decision.FAIL),
+    ],
+)
+def test_fail_on_says_what_makes_a_part_bad(score, regions, fail_on, decision):
+    """Score, regions or either; the threshold itself fails."""
+    assert decide(score, 0.5, regions, fail_on)[0] is decision
+
+
+@pytest.mark.parametrize("fail_on", FailOn)
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_an_error_whatever_fails_a_part(score, fail_on):
+    """Also where the score does not decide, and also where it is minus infinity."""
+    assert decide(score, 0.5, 0, fail_on) == (Decision.ERROR, Reason.NOT_FINITE)
+    assert decide(0.1, score, 0, fail_on) == (Decision.ERROR, Reason.NOT_FINITE)
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_one_tile_that_is_not_finite_spoils_the_frame(tmp_path: Path, score: float):
+    """The largest of the tiles' scores would hide a NaN or a minus infinity; the frame is an error all the same."""
+    recipe = bright_recipe(tmp_path, "[tiling]\ntile_px = 40")
+    fine, broken = Brightness(0.1, np.zeros((15, 15), np.float32)), Brightness(score, np.zeros((15, 15), np.float32))
+    (found,) = Inspector(recipe, Saying(fine, broken)).inspect([dark_frame(160, 40)])
+    assert (found.decision, found.reason, found.score, found.regions) == (Decision.ERROR, Reason.NOT_FINITE, None, ())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_map_pixel_that_is_not_finite_is_an_error(tmp_path: Path, value: float):
+    """A finite score below the threshold does not pass with a broken map."""
+    grid = np.zeros((15, 15), np.float32)
+    grid[3, 14] = value
+    (found,) = Inspector(bright_recipe(tmp_path), Saying(Brightness(0.1, grid))).inspect([dark_frame()])
+    assert (found.decision, found.reason, found.mask) == (Decision.ERROR, Reason.NOT_FINITE, None)
+
+
+@pytest.mark.parametrize("fail_on", ["regions", "either"])
+def test_no_map_is_an_error_where_regions_decide(tmp_path: Path, fail_on: str):
+    """Without a map "no region" would be a silent pass."""
+    decision = f'[decision]\nthreshold = 0.5\npixel_threshold = 0.5\nfail_on = "{fail_on}"'
+    (found,) = Inspector(bright_recipe(tmp_path, decision), BrightDetector(maps=False)).inspect([dark_frame()])
+    assert found.decision is Decision.ERROR
+
+
+def test_a_bright_rectangle_is_found_where_it_is(tmp_path: Path):
+    """With a grid as fine as the box, box, mask and area are the rectangle's own, in full-frame pixels."""
+    recipe = bright_recipe(tmp_path, "[region]\npolygon_px = [[20, 10], [60, 10], [60, 40], [20, 40]]")
+    frame = dark_frame(80, 60)
+    frame[15:22, 30:39] = 200
+    frame[0:5, 0:5] = 255  # outside of the region: nobody's business
+    (found,) = Inspector(recipe, BrightDetector((30, 40))).inspect([frame])
+    (region,) = found.regions
+    assert (found.decision, region.bbox_xywh_px, region.area_px) == (Decision.FAIL, (30, 15, 9, 7), 63)
+    assert region.centroid_xy_px == (34.0, 18.0)
+    assert region.score_mean == pytest.approx(200 / 255)
+    assert (found.mask.origin_xy_px, found.mask.labels.shape, found.mask.labels.min()) == ((30, 15), (7, 9), 1)
+
+
+def test_a_polygon_cuts_a_region_along_its_edge(tmp_path: Path):
+    """Half of a bright square lies outside of a triangle: only the pixels inside are counted."""
+    recipe = bright_recipe(tmp_path, "[region]\npolygon_px = [[0, 0], [40, 0], [0, 40]]")
+    frame = dark_frame(64, 48)
+    frame[10:30, 10:30] = 255
+    (found,) = Inspector(recipe, BrightDetector((40, 40))).inspect([frame])
+    centres = np.arange(10, 30) + 0.5
+    assert found.regions[0].area_px == (centres[:, None] + centres < 40).sum()
+
+
+def test_a_region_across_tiles_is_one_region(tmp_path: Path):
+    """A bar over three tiles comes out whole: stitched maps are cut nowhere, to the pixel."""
+    recipe = bright_recipe(
+        tmp_path,
+        "[region]\npolygon_px = [[10, 4], [130, 4], [130, 44], [10, 44]]\n[tiling]\ntile_px = 40\noverlap = 0.25",
+    )
+    frame = dark_frame(140, 60)
+    frame[20:25, 25:115] = 220
+    (found,) = Inspector(recipe, BrightDetector((40, 40))).inspect([frame])
+    assert [region.bbox_xywh_px for region in found.regions] == [(25, 20, 90, 5)]
+    assert found.regions[0].area_px == 450
+    assert found.score == pytest.approx(220 / 255, abs=1e-6)
+
+
+def test_resizing_keeps_a_region_within_a_patch(tmp_path: Path):
+    """A coarse grid blurs a region by less than one patch at each side."""
+    frame = dark_frame(600, 300)
+    frame[100:200, 200:400] = 255
+    (found,) = Inspector(bright_recipe(tmp_path), BrightDetector()).inspect([frame])
+    x, y, w, h = found.regions[0].bbox_xywh_px
+    assert np.abs(np.array([x, y, x + w, y + h]) - (200, 100, 400, 200)).max() <= 40
+
+
+def test_the_detector_sees_red_first_and_only_the_box(tmp_path: Path):
+    """Cameras give blue first, models want red first; the crop is a copy, so the slot can be reused."""
+    detector = BrightDetector()
+    inspector = Inspector(
+        bright_recipe(tmp_path, "[region]\npolygon_px = [[8, 4], [40, 4], [40, 44], [8, 44]]"), detector
+    )
+    frame = dark_frame()
+    frame[4, 8] = (1, 2, 3)
+    crops = inspector.crop(frame)
+    frame[:] = 255
+    inspector.inspect_crops([crops])
+    assert detector.crops[0].shape == (40, 32, 3)
+    assert detector.crops[0][0, 0].tolist() == [3, 2, 1]
+    assert detector.crops[0].max() == 3
+
+
+def test_results_come_in_the_order_of_the_frames(tmp_path: Path):
+    """Mixed sizes, tiles and all: each frame gets its own score."""
+    inspector = Inspector(bright_recipe(tmp_path, "[tiling]\ntile_px = 40"), BrightDetector())
+    frames = [np.full((40 + 20 * index, 100, 3), 20 * index, np.uint8) for index in range(6)]
+    assert [found.score for found in inspector.inspect(frames)] == pytest.approx([20 * i / 255 for i in range(6)])
+    assert inspector.inspect([]) == []
+
+
+def test_maps_are_kept_when_asked_for_and_change_nothing_else(tmp_path: Path):
+    """The map covers the box at its place, also for a frame without a region."""
+    recipe = bright_recipe(tmp_path, "[region]\npolygon_px = [[8, 4], [40, 4], [40, 44], [8, 44]]")
+    (plain,) = Inspector(recipe, BrightDetector()).inspect([dark_frame()])
+    (kept,) = Inspector(recipe, BrightDetector(), keep_maps=True).inspect([dark_frame()])
+    assert plain.anomaly_map is None
+    assert (kept.anomaly_map.shape, kept.map_origin_xy_px) == ((40, 32), (8, 4))
+    assert (plain.decision, plain.score) == (kept.decision, kept.score)
+
+
+def test_times_are_measured(tmp_path: Path):
+    """Each step has its own time, none of them negative."""
+    (found,) = Inspector(bright_recipe(tmp_path), BrightDetector()).inspect([np.full((480, 640, 3), 255, np.uint8)])
+    assert min(found.crop_ms, found.infer_ms, found.post_ms) > 0
+
+
+def test_a_frame_that_does_not_fit_is_refused(tmp_path: Path):
+    """A frame smaller than the region or of another kind of array is named, never looked at."""
+    inspector = Inspector(
+        bright_recipe(tmp_path, "[region]\npolygon_px = [[8, 4], [40, 4], [40, 44], [8, 44]]"), BrightDetector()
+    )
+    assert inspector.frame_size_error((64, 48)) is None
+    assert "but a frame is 32x32" in inspector.frame_size_error((32, 32))
+    with pytest.raises(SourceError, match=r"region\.polygon_px reaches x = 40, y = 44"):
+        inspector.inspect([dark_frame(32, 32)])
+    with pytest.raises(SourceError, match="expected"):
+        inspector.crop(np.zeros((48, 64), np.uint8))
+
+
+def test_references_are_cropped_as_frames_are(tmp_path: Path):
+    """WinCLIP+ compares like with like: the same box, the same tiles."""
+    (tmp_path / "good").mkdir()
+    cv2.imwrite(str(tmp_path / "good" / "a.png"), dark_frame(100, 60))
+    detector = BrightDetector()
+    text = '[references]\nfolder = "good"\n[region]\npolygon_px = [[10, 10], [90, 10], [90, 50], [10, 50]]\n'
+    Inspector(bright_recipe(tmp_path, text + "[tiling]\ntile_px = 40"), detector)
+    assert [crop.shape for crop in detector.references] == [(40, 40, 3)] * 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_a_reference_that_cannot_be_used_is_a_configuration_error(tmp_path: Path, content: bytes | None):
+    """Empty, no image, or too small for the region: one line names the file."""
+    (tmp_path / "good").mkdir()
+    path = tmp_path / "good" / "a.png"
+    path.write_bytes(content if content is not None else cv2.imencode(".png", dark_frame(20, 20))[1].tobytes())
+    text = '[references]\nfolder = "good"\n[region]\npolygon_px = [[10, 10], [90, 10], [90, 50], [10, 50]]'
+    with pytest.raises(ConfigError, match=r"a\.png"):
+        Inspector(bright_recipe(tmp_path, text), BrightDetector())
+
+
+def test_scores_need_no_threshold_but_verdicts_do(tmp_path: Path):
+    """Calibration measures with a recipe that has none yet; inspecting with it is a configuration error."""
+    inspector = Inspector(bright_recipe(tmp_path, threshold=None), BrightDetector())
+    (measured,) = inspector.measure_frames([np.full((48, 64, 3), 51, np.uint8)])
+    assert measured.score == pytest.approx(0.2)
+    with pytest.raises(ConfigError, match="threshold: missing"):
+        inspector.inspect([dark_frame()])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[region]\npolygon_px = [[8, 4], [150, 20], [120, 110], [20, 90]]\n[tiling]\ntile_px = 90",
+    ],
+)
+def test_any_batch_size_gives_the_same_inspections(tmp_path: Path, text: str):
+    """WinCLIP at batch 1, 3 and 8: the same decisions, scores within 1e-5, regions within a pixel's rounding."""
+    recipe = golden_recipe(tmp_path, text)
+    inspector, frames = Inspector(recipe, golden_detector(recipe)), noise_frames(8)
+    runs = [
+        [found for start in range(0, 8, size) for found in inspector.inspect(frames[start : start + size])]
+        for size in (1, 3, 8)
+    ]
+    for others in zip(*runs, strict=True):
+        assert len({found.decision for found in others}) == 1
+        assert np.ptp([found.score for found in others]) < 1e-5
+        assert np.ptp([sum(region.area_px for region in found.regions) for found in others]) <= 20
+
+
+def test_windows_left_out_beside_the_polygon_change_nothing_inside(tmp_path: Path):
+    """The map inside the polygon is the one of a detector that computes every window."""
+    triangle = golden_recipe(tmp_path, "[region]\npolygon_px = [[0, 0], [160, 0], [160, 120]]", name="triangle")
+    whole = golden_recipe(tmp_path, name="whole")
+    frames = noise_frames(2)
+    some = Inspector(triangle, golden_detector(triangle)).measure_frames(frames)
+    all_of_them = Inspector(whole, golden_detector(whole)).measure_frames(frames)
+    for part, full in zip(some, all_of_them, strict=True):
+        inside, left_out = part.roi, part.anomaly_map() == 0
+        assert part.score == pytest.approx(full.score, abs=1e-5)
+        assert np.allclose(part.anomaly_map()[inside], full.anomaly_map()[inside], atol=2e-5)
+        assert left_out.mean() > 0.2
+        assert full.anomaly_map().min() > 0
+
+
+def test_the_identity_changes_with_whatever_the_model_is_shown(tmp_path: Path):
+    """Region, tiling and references are part of what thresholds are bound to; filters are not."""
+    (tmp_path / "good").mkdir()
+    cv2.imwrite(str(tmp_path / "good" / "a.png"), noise_frames(1)[0])
+    texts = {
+        "plain": "",
+        "region": "[region]\npolygon_px = [[8, 4], [150, 20], [120, 110], [20, 90]]",
+        "tiled": "[tiling]\ntile_px = 64",
+        "few": '[references]\nfolder = "good"',
+        "filtered": "[filters]\nmin_area_px = 50",
+    }
+    hashes = {}
+    for name, text in texts.items():
+        recipe = golden_recipe(tmp_path, text, name=name)
+        hashes[name] = Inspector(recipe, golden_detector(recipe)).identity.sha256
+    assert hashes.pop("filtered") == hashes["plain"]
+    assert len(set(hashes.values())) == len(hashes)
