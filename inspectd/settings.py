@@ -77,8 +77,8 @@ class FileSource(Strict):
     pace: Literal["realtime", "fast"] = "realtime"
     """`realtime` gives frames at their own times, like a camera; `fast` as fast as the worker takes them."""
     loop: bool = False
-    frozen_check: bool = False
-    """Recordings may stand still; only live sources are asked to move, unless this is set."""
+    frozen_after_s: float | None = Field(default=None, gt=0, le=3600)
+    """The same picture for so long is `frame_frozen`; off by default, since recordings may stand still."""
 
 
 class FolderSource(Strict):
@@ -90,7 +90,8 @@ class FolderSource(Strict):
     rate_fps: float = Field(default=10.0, gt=0, le=1000)
     """Frames per second at `pace = "realtime"`."""
     loop: bool = False
-    frozen_check: bool = False
+    frozen_after_s: float | None = Field(default=None, gt=0, le=3600)
+    """The same picture for so long is `frame_frozen`; off by default, since recordings may stand still."""
 
 
 class RtspSource(Strict):
@@ -102,6 +103,8 @@ class RtspSource(Strict):
     open_timeout_s: float = Field(default=5.0, gt=0, le=60)
     silence_s: float = Field(default=2.0, gt=0.1, le=60)
     """No frame for this long means the camera is lost."""
+    frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
+    """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
     max_size_wh_px: tuple[int, int] = (1920, 1080)
     """The largest frame that is taken; the shared memory is sized by it."""
 

@@ -16,14 +16,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
 
-from inspectd.errors import ConfigError
+from inspectd.errors import ConfigError, ExitCode
 from inspectd.log import configure_log, get_logger
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import CameraState
 from inspectd.settings import Settings
-from inspectd.sources import probe
+from inspectd.sources.open import probe
 from inspectd.stages.capture import capture_main
-from inspectd.stages.lifecycle import Charge, ExitCode
+from inspectd.stages.lifecycle import Charge
 from inspectd.stages.notify import Notifier
 from inspectd.stages.publisher import publisher_main
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, segment_prefix
@@ -119,7 +119,13 @@ class Supervisor:
         session = new_session()
         names = tuple(self._settings.cameras)
         children = ["publisher", "worker", *(f"capture-{name}" for name in names)]
-        self._table = Table.create(f"{prefix}{session[-8:]}-table", session=session, cameras=names, children=children)
+        self._table = Table.create(
+            f"{prefix}{session[-8:]}-table",
+            session=session,
+            cameras=names,
+            children=children,
+            started_ns=time.monotonic_ns(),
+        )
         for index, name in enumerate(names):
             Ring.create(
                 self._table.ring_name(index), slots=self._settings.cameras[name].slots, slot_bytes=slot_bytes[name]
@@ -206,7 +212,6 @@ class Supervisor:
             return
         now_s = time.monotonic()
         child.failed_s.append(now_s)
-        self._table.child(child.index).died()
         often = len(child.failed_s) == FAILURES and now_s - child.failed_s[0] < FAILURES_WITHIN_S
         pause_s = SLOW_RETRY_S if often else 0.1 * (len(child.failed_s) - 1)
         child.retry_s = now_s + pause_s
@@ -241,7 +246,7 @@ class Supervisor:
             stack.callback(signal.signal, number, signal.signal(number, note))
 
     def _stop_all(self) -> None:
-        """Drains: captures first, so that nothing more is accepted, then the publisher, which answers, then the worker."""
+        """Drains: captures first, so that nothing more is accepted, then the publisher, then the worker."""
         self._notifier.stopping()
         self._table.stopping = True
         for stage in ("capture", "publisher", "worker"):

@@ -57,14 +57,21 @@ class Batcher:
         sample = spent_ns / frames
         self._frame_ns = sample if not self._frame_ns else self._frame_ns + EWMA_WEIGHT * (sample - self._frame_ns)
 
-    def expired(self, now_ns: int) -> list[Ticket]:
-        """Takes out the tickets whose answer would come too late anyway."""
+    def hopeless(self, now_ns: int) -> list[Ticket]:
+        """Takes out the tickets that cannot be done by their deadline, so that under overload the others still can.
+
+        Of each group the one with the most time left stays, unless it has expired: running it measures anew, and a
+        single slow batch never stops the worker for good.
+        """
         gone: list[Ticket] = []
         for group, queue in self._queues.items():
-            late = [ticket for ticket in queue if (due := self._due_ns(ticket)) is not None and due <= now_ns]
-            if late:
-                gone += late
-                self._queues[group] = deque(ticket for ticket in queue if ticket not in late)
+            last = max((due for ticket in queue if (due := self._due_ns(ticket)) is not None), default=0)
+            kept: deque[Ticket] = deque()
+            for ticket in queue:
+                due = self._due_ns(ticket)
+                feasible = due is None or due > now_ns + self._frame_ns or now_ns < due == last
+                (kept if feasible else gone).append(ticket)
+            self._queues[group] = kept
         return gone
 
     def take(self, now_ns: int) -> list[Ticket]:

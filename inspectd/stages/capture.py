@@ -13,16 +13,13 @@ from dataclasses import dataclass, replace
 
 from inspectd.errors import SourceError
 from inspectd.log import get_logger
-from inspectd.records import CameraState, Frame, Reason, TriggerKind
-from inspectd.settings import FileSource, FolderSource, RtspSource
-from inspectd.sources import (
-    Backoff,
-    EndOfSource,
-    FrameSource,
-    FrozenGate,
-    make_trigger,
-    open_source,
-)
+from inspectd.records import CameraState, Frame, PixelsU8, Reason, TriggerKind
+from inspectd.settings import FileSource, FolderSource
+from inspectd.sources import triggers
+from inspectd.sources.base import EndOfSource, FrameSource
+from inspectd.sources.gates import Frozen, refuse_damaged, same_pixels
+from inspectd.sources.open import open_source
+from inspectd.sources.timing import Backoff
 from inspectd.stages.lifecycle import Charge, Life, live
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import CommandLine, Outbox, stage_endpoint
@@ -30,7 +27,7 @@ from inspectd.transport.tickets import NewRow
 
 READ_S = 0.05
 FULL_S = 0.002
-LEAST_LIMIT_NS = 1_000_000_000
+SILENT_LIMIT_NS = 1_000_000_000
 
 
 def capture_main(charge: Charge, camera: str) -> None:
@@ -62,9 +59,15 @@ class Capture:
         self._kind = TriggerKind(self._camera.trigger.kind)
         self._simulated = isinstance(self._camera.source, FileSource | FolderSource)
         self._fast = getattr(self._camera.source, "pace", None) == "fast"
-        self._trigger = make_trigger(self._camera.trigger, self._recipe)
-        self._frozen = FrozenGate(self._camera.source)
-        self._requests: deque[_Request] = deque()
+        self._continuous = triggers.Continuous(
+            every_nth=self._camera.trigger.every_nth, max_fps=self._camera.trigger.max_fps
+        )
+        self._presence: triggers.Presence | None = None
+        frozen_after_s = self._camera.source.frozen_after_s
+        self._frozen = None if frozen_after_s is None else Frozen(frozen_after_s)
+        self._is_frozen = False
+        self._inspected: PixelsU8 | None = None
+        self._requests = self._left_requests()
         self._damage_told = False
         self._backoff = Backoff()
         self._missed_before = 0
@@ -85,6 +88,7 @@ class Capture:
     def run(self) -> None:
         """Opens the source, reads it until it ends, and opens it again whenever it is lost, until told to stop."""
         self._view.capture_generation = self._life.charge.generation
+        self._life.heart.limit(SILENT_LIMIT_NS)
         start_index = self._resume_index()
         while not self._stopping():
             try:
@@ -111,11 +115,7 @@ class Capture:
         return 0 if last is None or last.frame_index < 0 else last.frame_index + 1
 
     def _open(self, start_index: int) -> FrameSource:
-        source_settings = self._camera.source
-        if isinstance(source_settings, RtspSource):  # the only call that may be silent for longer than a heartbeat
-            self._life.heart.limit(LEAST_LIMIT_NS + round(2e9 * source_settings.open_timeout_s))
-        source = open_source(source_settings, start_index=start_index)
-        self._life.heart.limit(LEAST_LIMIT_NS)
+        source = open_source(self._camera.source, start_index=start_index)
         self._missed_before = source.frames_missed
         get_logger().info("source_opened", size_wh_px=source.size_wh_px, start_index=start_index)
         return source
@@ -160,8 +160,8 @@ class Capture:
 
     def _end(self) -> None:
         """The recording is through: its last part is inspected, then only the heart beats."""
-        for frame in self._trigger.flush():
-            self._inspect(frame)
+        if self._presence is not None and (last := self._presence.flush()) is not None:
+            self._inspect(last)
         self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
         self._view.state = CameraState.ENDED
         get_logger().info("camera_ended", last_seq=self._view.high_water)
@@ -175,6 +175,7 @@ class Capture:
 
     def _consider(self, frame: Frame) -> None:
         """Decides whether a frame is one to inspect."""
+        self._is_frozen = self._frozen is not None and self._frozen.feed(frame) is not None
         if frame.damage is not None:
             self._view.frames_damaged += 1
         if not self._accepting():
@@ -182,14 +183,24 @@ class Capture:
         if self._kind is TriggerKind.EXTERNAL:
             self._serve_requests(frame)
             return
-        if frame.damage is not None and self._kind is TriggerKind.PRESENCE:
-            if not self._damage_told:  # one error for one run of damage: whether a part was in it cannot be known
-                self._damage_told = True
+        if self._kind is TriggerKind.PRESENCE:
+            self._watch_for_parts(frame)
+        elif frame.damage is not None or self._continuous.wants(frame):
+            self._inspect(frame)
+
+    def _watch_for_parts(self, frame: Frame) -> None:
+        """One inspection for each part; one error for each run of damage, since a part may have passed in it unseen."""
+        if frame.damage is not None:
+            if not self._damage_told:
                 self._inspect(frame)
+            self._damage_told = True
             return
         self._damage_told = False
-        for chosen in self._trigger.feed(frame):
-            self._inspect(chosen)
+        if self._presence is None:
+            self._presence = triggers.make_presence(self._camera.trigger, self._recipe, frame)
+        part = self._presence.feed(frame)
+        if part is not None:
+            self._inspect(part)
 
     def _inspect(self, frame: Frame) -> None:
         """Accepts a frame with its pixels, or as an error where a gate says so or the ring is full."""
@@ -203,10 +214,21 @@ class Capture:
         self._accept(self._row(frame, gate=gate), frame, slot)
 
     def _gate(self, frame: Frame) -> Reason | None:
-        height, width = frame.pixels_bgr.shape[:2]
-        if frame.damage is not None or height * width * 3 > self._ring.slot_bytes:
+        """The gates before the model: why a frame is an error already, None for a frame worth a look."""
+        damaged = refuse_damaged(frame)
+        if damaged is not None:
+            return damaged.reason
+        if frame.pixels_bgr.nbytes > self._ring.slot_bytes:
             return Reason.FRAME_CORRUPT
-        return self._frozen.check(frame)
+        return Reason.FRAME_FROZEN if self._is_frozen or self._is_repeated(frame) else None
+
+    def _is_repeated(self, frame: Frame) -> bool:
+        """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ."""
+        if self._frozen is None or self._kind is TriggerKind.CONTINUOUS:
+            return False
+        repeated = self._inspected is not None and same_pixels(self._inspected, frame.pixels_bgr)
+        self._inspected = frame.pixels_bgr
+        return repeated
 
     def _slot(self) -> int | None:
         """A free slot; a recording that is read as fast as possible waits for one."""
@@ -267,6 +289,14 @@ class Capture:
                 self._view.wakeups_dropped += 1
 
     # -- external triggers --------------------------------------------------------------------------------------------
+
+    def _left_requests(self) -> deque[_Request]:
+        """The triggers that the last generation accepted and has not given a frame."""
+        return deque(
+            _Request(seq=row.seq, arrived_ns=row.accepted_ns, deadline_ns=row.deadline_ns)
+            for row in self._view.unanswered()
+            if row.trigger_kind is TriggerKind.EXTERNAL and row.slot < 0 and row.gate is None
+        )
 
     def _take_requests(self) -> None:
         """Accepts the triggers that came: each is a row at once, before its frame is there."""

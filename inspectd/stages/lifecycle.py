@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import structlog
 
-from inspectd.errors import ConfigError, EndpointHeld, InspectdError
+from inspectd.errors import ConfigError, EndpointHeld, ExitCode, InspectdError
 from inspectd.log import configure_log, get_logger
 from inspectd.recipe import Recipe
 from inspectd.settings import Settings
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
     from inspectd.transport.tickets import ChildView
 
 PR_SET_PDEATHSIG = 1
-
-
-class ExitCode(IntEnum):
-    """Exit codes of the daemon and its children (contract §6)."""
-
-    DONE = 0
-    FOUND_WRONG = 1
-    USAGE = 2
-    CONFIG = 3
-    ENDPOINT_HELD = 4
-    FAILED = 70
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

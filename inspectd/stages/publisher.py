@@ -38,6 +38,7 @@ HEARTBEAT_NS = 200_000_000
 TURN_S = 0.05
 LOST_RESULT_NS = 2_000_000_000
 DRAIN_NS = 3_000_000_000
+SILENT_LIMIT_NS = 1_000_000_000
 STAGE = "publisher"
 
 
@@ -86,6 +87,7 @@ class Publisher:
     def run(self) -> None:
         """Turns until the daemon stops and everything accepted is answered."""
         logger = get_logger()
+        self._life.heart.limit(SILENT_LIMIT_NS)
         logger.info("publisher_started", verdicts=self._charge.settings.endpoints.verdicts)
         if self._charge.generation > 1:
             self._publish_event(Event(kind=wire.EventKind.PUBLISHER_RESTARTED, camera=None, details={}))

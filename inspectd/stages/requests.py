@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from inspectd.stages.lifecycle import Life
     from inspectd.telemetry import Metrics
     from inspectd.transport.sockets import Commands, ControlSocket
-    from inspectd.transport.tickets import ChildRow, Row
+    from inspectd.transport.tickets import ChildView, Row
 
 T = TypeVar("T")
 TRIGGER_PATIENCE_NS = 1_000_000_000
@@ -255,7 +255,7 @@ def _trigger_command(request: control.TriggerRequest, now_ns: int) -> bytes:
     return json.dumps(fields | {"arrived_ns": now_ns}).encode()
 
 
-def _process(child: ChildRow, now_ns: int) -> dict[str, Any]:
+def _process(child: ChildView, now_ns: int) -> dict[str, Any]:
     return {
         "name": child.name,
         "pid": child.pid,

@@ -6,25 +6,26 @@ free the slots. It beats between the model's steps, so a worker that is silent i
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from inspectd.detect.build import build_detector
+from inspectd.detect.build import build_detector, use_threads
 from inspectd.errors import ConfigError
 from inspectd.images import encode_label_png
 from inspectd.inspection import Crops, Inspector
 from inspectd.log import get_logger
 from inspectd.recipe import Recipe
 from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason
+from inspectd.sources.open import probe
 from inspectd.stages.batching import Batcher, Ticket
 from inspectd.stages.lifecycle import Charge, Life, live
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import Inbox, Outbox, stage_endpoint, wait
 from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Result, result_bytes
+from inspectd.viewport import frame_size_error
 
 IDLE_S = 0.02
 LOADING_LIMIT_NS = 600_000_000_000
@@ -91,8 +92,10 @@ class Worker:
 
     def turn(self, now_ns: int) -> None:
         """Runs the next batch, if one should go now."""
-        for ticket in self._batcher.expired(now_ns):
+        for ticket in self._batcher.hopeless(now_ns):
             self._release(ticket)
+            inspector = self._inspectors[ticket.group]
+            self._send(ticket, inspector, _refusal(Reason.OVERLOAD, inspector), now_ns)
         batch = self._batcher.take(now_ns)
         if batch:
             self._run(batch)
@@ -103,7 +106,7 @@ class Worker:
         """Builds one inspector for each different recipe and attaches every camera's ring."""
         self._life.heart.limit(LOADING_LIMIT_NS)
         settings = self._charge.settings
-        threads = settings.worker.threads or os.cpu_count() or 1
+        use_threads(settings.worker.threads)
         groups: dict[str, int] = {}
         stations = []
         for index, name in enumerate(self._table.cameras):
@@ -116,7 +119,6 @@ class Worker:
                     cache_dir=settings.cache_dir,
                     device=settings.worker.device,
                     precision=settings.worker.precision,
-                    threads=threads,
                     beat=self._beats.step,
                 )
                 inspector = Inspector(recipe, detector)
@@ -130,7 +132,8 @@ class Worker:
         """Runs every model on noise, learns its time and its slowest step, and sets the heart's limit by it."""
         reserve_ms = self._charge.settings.publisher.publish_reserve_ms
         for inspector in self._inspectors:
-            noise = np.random.default_rng(0).integers(0, 256, (*inspector.warm_up_size_hw_px, 3), dtype=np.uint8)
+            width, height = self._frame_size_wh_px(inspector.recipe)
+            noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
             self._beats.forget()
             frame_ms = min(_inspect_ms(inspector, noise) for _ in range(3))
             self._batcher.measured(1, round(frame_ms * 1e6))
@@ -141,6 +144,16 @@ class Worker:
                     f"({frame_ms:.0f} ms and {reserve_ms:g} ms of publish_reserve_ms); allow more, or less work a frame"
                 )
         self._life.heart.limit(max(LEAST_LIMIT_NS, 3 * self._beats.slowest_ns))
+
+    def _frame_size_wh_px(self, recipe: Recipe) -> tuple[int, int]:
+        """The largest frame of the recipe's cameras, as far as it is known before they run."""
+        cameras = self._charge.settings.cameras.items()
+        sizes = [probe(camera.source).size_wh_px for name, camera in cameras if self._charge.recipes[name] == recipe]
+        size_wh_px = max(sizes, key=lambda size: size[0] * size[1])
+        error = frame_size_error(recipe, size_wh_px)
+        if error is not None:
+            raise ConfigError(error)
+        return size_wh_px
 
     def _has_deadline(self, recipe: Recipe) -> bool:
         cameras = self._charge.settings.cameras
@@ -191,7 +204,7 @@ class Worker:
         if sound:
             self._batcher.measured(len(sound), done_ns - taken_ns)
         for ticket, crop in zip(batch, crops, strict=True):
-            inspection = inspector.refuse(crop) if isinstance(crop, Reason) else next(inspections)
+            inspection = _refusal(crop, inspector) if isinstance(crop, Reason) else next(inspections)
             self._send(ticket, inspector, inspection, taken_ns)
 
     def _crops(self, inspector: Inspector, ticket: Ticket) -> Crops | Reason:
@@ -242,6 +255,11 @@ class Worker:
             view.results_dropped += 1
             generation = self._table.publisher_generation
         view.mark_result(ticket.row.seq, generation, now_ns)
+
+
+def _refusal(reason: Reason, inspector: Inspector) -> Inspection:
+    """The word on a frame that never reached the model."""
+    return Inspection(decision=Decision.ERROR, reason=reason, score=None, threshold=inspector.recipe.threshold)
 
 
 class _StepClock:
