@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from inspectd.records import Frame, PixelsU8, Reason
 
@@ -88,7 +87,7 @@ def refuse_poor(frame: Frame, limits: QualityLimits) -> Refusal | None:
 def _poor(pixels_bgr: PixelsU8, limits: QualityLimits) -> str | None:
     grey = cv2.cvtColor(pixels_bgr, cv2.COLOR_BGR2GRAY)
     step = max(1, grey.shape[1] // LOOK_PX)
-    sample: NDArray[np.uint8] = grey[::step, ::step]
+    sample = grey[::step, ::step]
     brightness, clipped = float(sample.mean()), float((sample >= 254).mean())
     if limits.min_brightness is not None and brightness < limits.min_brightness:
         return f"too dark: mean {brightness:.1f}, at least {limits.min_brightness:g}"

@@ -1,0 +1,220 @@
+"""Follows parts through the zone, from view to view, so that each one fires once. Pure: blobs in, tracks out.
+
+On a belt all parts share one displacement, so it is found first, from all of them together: then even parts that move
+by more than their own size between two frames keep their names. Coordinates are pixels of the view, steps are frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inspectd.sources.foreground import Blob
+
+Boxes = NDArray[np.float64]
+"""`(N, 4)`: x, y, width, height."""
+Vector = tuple[float, float]
+
+SAME_OVERLAP = 0.3
+"""A blob is a track's when they overlap by this share of the smaller of their boxes, once the belt's way is added."""
+FRAGMENT_OVERLAP = 0.5
+STILL_PX = 0.75
+"""Less than this from one frame to the next is standing."""
+MOST_MISSES = 2
+"""Frames that a part may hide within the zone."""
+PACE_BONUS = 0.75
+CRUISE_BONUS = 0.5
+FAR_COST = 0.5
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Track:
+    """One part on its way. `seen` counts the views that showed it, `misses` those since the last one."""
+
+    name: int
+    blob: Blob
+    centre_xy: Vector
+    velocity_xy: Vector | None = None
+    seen: int = 1
+    misses: int = 0
+    travelled: float = 0.0
+    still_since_s: float | None = None
+    entered_at_edge: bool = field(default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What one view changed: tracks seen in it, and tracks that are over."""
+
+    seen: list[Track]
+    gone: list[Track]
+
+
+class Tracker:
+    """Names the blobs of successive views."""
+
+    def __init__(self, size_wh: tuple[int, int]) -> None:
+        self._size_wh = size_wh
+        self._diagonal = float(np.hypot(*size_wh))
+        self._names = count(1)
+        self.tracks: list[Track] = []
+        self.pace_xy: Vector | None = None
+        """The belt's displacement by frame, None until two views showed the same part."""
+        self._cruise_xy: Vector | None = None
+        """The last pace that was not standing: a belt that stopped goes on with it."""
+
+    def feed(self, blobs: Sequence[Blob], steps: int, time_s: float) -> Changes:
+        """Takes the blobs of the view `steps` frames after the last one."""
+        shift = self._shift(blobs, steps)
+        pairs = self._pairs(blobs, shift, steps)
+        moved = [self._update(track, blob, steps, time_s) for track, blob in pairs]
+        self._set_pace([v for v in moved if v is not None])
+        matched, taken = {track.name for track, _ in pairs}, {blob.number for _, blob in pairs}
+        over = [t for t in self.tracks if t.name not in matched and not self._survives(t, blobs, shift, steps)]
+        rest = [b for b in blobs if b.number not in taken and not self._is_fragment(b, [t for t, _ in pairs])]
+        new = [self._track(blob, time_s) for blob in rest]
+        self.tracks = [t for t in self.tracks if t not in over] + new
+        return Changes(seen=[t for t, _ in pairs] + new, gone=over)
+
+    def leaves_soon(self, track: Track) -> bool | None:
+        """Whether the next frame will show a track further from the centre than this one; None if its way is unknown."""
+        velocity = track.velocity_xy or self.pace_xy
+        if velocity is None:
+            return None
+        x, y = track.centre_xy
+        return self.off_centre((x + velocity[0], y + velocity[1])) > self.off_centre((x, y)) + 1e-6
+
+    def off_centre(self, point_xy: Vector) -> float:
+        """Distance from the centre of the zone."""
+        return float(np.hypot(point_xy[0] - self._size_wh[0] / 2, point_xy[1] - self._size_wh[1] / 2))
+
+    def _shift(self, blobs: Sequence[Blob], steps: int) -> Vector:
+        """How far the belt went since the last view: the displacement that explains most tracks."""
+        if not self.tracks or not blobs:
+            pace = self.pace_xy or (0.0, 0.0)
+            return pace[0] * steps, pace[1] * steps
+        known = [(v, bonus) for v, bonus in ((self.pace_xy, PACE_BONUS), (self._cruise_xy, CRUISE_BONUS)) if v]
+        candidates = [(0.0, 0.0), *((v[0] * steps, v[1] * steps) for v, _ in known)]
+        bonus = [0.0, *(b for _, b in known)]
+        for track in self.tracks:
+            for blob in blobs:
+                if 0.5 < blob.area / track.blob.area < 2:
+                    x, y = track.centre_xy
+                    candidates.append((blob.centroid_xy[0] - x, blob.centroid_xy[1] - y))
+                    bonus.append(0.0)
+        shifts = np.asarray(candidates)
+        support = self._support(shifts, _boxes(blobs)) + np.asarray(bonus)
+        support -= FAR_COST * np.hypot(shifts[:, 0], shifts[:, 1]) / self._diagonal
+        best = shifts[int(support.argmax())]
+        return float(best[0]), float(best[1])
+
+    def _support(self, shifts: NDArray[np.float64], boxes: Boxes) -> NDArray[np.float64]:
+        """`(C,)`: for each displacement the overlap of the moved tracks with blobs; one that leaves counts half."""
+        tracks = _boxes([track.blob for track in self.tracks])
+        moved = np.repeat(tracks[None], len(shifts), axis=0)
+        moved[..., :2] += shifts[:, None]
+        best = _overlap(moved.reshape(-1, 4), boxes).max(axis=1).reshape(len(shifts), -1)
+        centres = moved[..., :2] + moved[..., 2:] / 2
+        inside = ((centres >= 0) & (centres <= np.asarray(self._size_wh))).all(axis=2)
+        return np.asarray(np.where(inside, best, np.maximum(best, 0.5)).sum(axis=1))
+
+    def _pairs(self, blobs: Sequence[Blob], shift: Vector, steps: int) -> list[tuple[Track, Blob]]:
+        """Tracks and their blobs, the surest first; each is used once."""
+        if not self.tracks or not blobs:
+            return []
+        score = np.zeros((len(self.tracks), len(blobs)))
+        for row, track in enumerate(self.tracks):
+            own = track.velocity_xy
+            ways = [shift, (0.0, 0.0)] if own is None else [shift, (own[0] * steps, own[1] * steps), (0.0, 0.0)]
+            moved = np.repeat(_boxes([track.blob]), len(ways), axis=0)
+            moved[:, :2] += np.asarray(ways)
+            score[row] = (_overlap(moved, _boxes(blobs)) - 0.05 * np.arange(len(ways))[:, None]).max(axis=0)
+        pairs = []
+        while score.max() > SAME_OVERLAP:
+            row, column = np.unravel_index(int(score.argmax()), score.shape)
+            pairs.append((self.tracks[int(row)], blobs[int(column)]))
+            score[row, :] = score[:, column] = 0.0
+        return pairs
+
+    def _update(self, track: Track, blob: Blob, steps: int, time_s: float) -> Vector | None:
+        """Moves a track; returns its velocity where both views showed the whole part."""
+        (x0, y0), (x1, y1) = track.centre_xy, blob.centroid_xy
+        steps += track.misses
+        velocity = (x1 - x0) / steps, (y1 - y0) / steps
+        whole = not blob.clipped and not track.blob.clipped
+        distance = float(np.hypot(x1 - x0, y1 - y0))
+        if distance > STILL_PX:
+            track.still_since_s = None
+        elif track.still_since_s is None:
+            track.still_since_s = time_s
+        track.travelled += distance
+        track.velocity_xy = velocity if whole else (track.velocity_xy or self.pace_xy or velocity)
+        track.blob, track.centre_xy = blob, blob.centroid_xy
+        track.seen, track.misses = track.seen + 1, 0
+        return velocity if whole else None
+
+    def _set_pace(self, velocities: list[Vector]) -> None:
+        if not velocities:
+            return
+        x, y = np.median(np.asarray(velocities), axis=0).tolist()
+        self.pace_xy = x, y
+        if np.hypot(x, y) > STILL_PX:
+            self._cruise_xy = x, y
+
+    def _survives(self, track: Track, blobs: Sequence[Blob], shift: Vector, steps: int) -> bool:
+        """Moves a track that was not seen along with the belt; False once it is out of the zone or hides too long."""
+        track.misses += steps
+        x, y, width, height = track.blob.bbox_xywh
+        x, y = round(x + shift[0]), round(y + shift[1])
+        track.centre_xy = track.centre_xy[0] + shift[0], track.centre_xy[1] + shift[1]
+        box = np.asarray([[x, y, width, height]], np.float64)
+        merged = bool(len(blobs) and _overlap(box, _boxes(blobs)).max() > FRAGMENT_OVERLAP)
+        track.blob = Blob(
+            number=-1, bbox_xywh=(x, y, width, height), centroid_xy=track.centre_xy, area=track.blob.area, clipped=True
+        )
+        return self._is_inside(track.centre_xy) and (merged or track.misses <= MOST_MISSES)
+
+    def _is_fragment(self, blob: Blob, tracks: list[Track]) -> bool:
+        """Whether a blob lies within the box of a part that is there already: a piece of it, or its shadow."""
+        if not tracks:
+            return False
+        x, y, width, height = blob.bbox_xywh
+        boxes = _boxes([track.blob for track in tracks])
+        left, top = np.maximum(boxes[:, 0], x), np.maximum(boxes[:, 1], y)
+        right = np.minimum(boxes[:, 0] + boxes[:, 2], x + width)
+        bottom = np.minimum(boxes[:, 1] + boxes[:, 3], y + height)
+        inside = np.clip(right - left, 0, None) * np.clip(bottom - top, 0, None) / (width * height)
+        return bool(inside.max() > FRAGMENT_OVERLAP)
+
+    def _track(self, blob: Blob, time_s: float) -> Track:
+        return Track(
+            name=next(self._names),
+            blob=blob,
+            centre_xy=blob.centroid_xy,
+            still_since_s=time_s,
+            entered_at_edge=blob.clipped,
+        )
+
+    def _is_inside(self, point_xy: Vector) -> bool:
+        return 0 <= point_xy[0] <= self._size_wh[0] and 0 <= point_xy[1] <= self._size_wh[1]
+
+
+def _boxes(blobs: Sequence[Blob]) -> Boxes:
+    return np.asarray([blob.bbox_xywh for blob in blobs], np.float64).reshape(-1, 4)
+
+
+def _overlap(left: Boxes, right: Boxes) -> NDArray[np.float64]:
+    """`(N, M)`: the intersection of boxes as a share of the smaller of the two.
+
+    >>> _overlap(np.array([[0.0, 0, 4, 4]]), np.array([[2.0, 0, 4, 2]])).tolist()
+    [[0.5]]
+    """
+    low = np.maximum(left[:, None, :2], right[None, :, :2])
+    high = np.minimum(left[:, None, :2] + left[:, None, 2:], right[None, :, :2] + right[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(axis=2)
+    smaller = np.minimum(left[:, 2:].prod(axis=1)[:, None], right[:, 2:].prod(axis=1)[None])
+    return np.asarray(shared / np.maximum(smaller, 1e-9))
