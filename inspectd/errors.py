@@ -14,6 +14,20 @@ InspectdError
 
 from __future__ import annotations
 
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line, the daemon and its children (contract §6)."""
+
+    DONE = 0
+    FOUND_WRONG = 1
+    USAGE = 2
+    CONFIG = 3
+    ENDPOINT_HELD = 4
+    FAILED = 70
+    INTERRUPTED = 130
+
 
 class InspectdError(Exception):
     """Anything inspectd raises on purpose. The command line prints it as one line, never as a traceback."""
