@@ -151,6 +151,8 @@ class Inspector:
 
     def frame_size_error(self, size_wh_px: tuple[int, int]) -> str | None:
         """Why frames of that size cannot be inspected, in one line; None when they can."""
+        if size_wh_px in self._viewports:
+            return None
         return frame_size_error(self._recipe, size_wh_px)
 
     def crop(self, pixels_bgr: PixelsU8) -> Crops:
