@@ -1,0 +1,52 @@
+"""`inspectd` and `python -m inspectd`: the command line, with every failure as one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from inspectd.errors import CalibrationError, ConfigError, EndpointHeld, ExitCode, InspectdError
+
+
+def main() -> None:
+    """Runs the command line; never returns and never shows a traceback."""
+    from inspectd.cli import app  # noqa: PLC0415 - child processes import this module and need no verbs
+
+    try:
+        app(prog_name="inspectd")
+    except InspectdError as error:
+        _say(str(error))
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the top of the process: one line, as for every failure
+        _say(_bug(error))
+        sys.exit(ExitCode.FAILED)
+
+
+def exit_code(error: InspectdError) -> ExitCode:
+    """The exit code of contract §6 for a failure."""
+    match error:
+        case ConfigError():
+            return ExitCode.CONFIG
+        case EndpointHeld():
+            return ExitCode.ENDPOINT_HELD
+        case CalibrationError():
+            return ExitCode.FOUND_WRONG
+        case _:
+            return ExitCode.FAILED
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"inspectd: {' '.join(line.split())}\n")
+
+
+def _bug(error: Exception) -> str:
+    """A failure that nobody foresaw, with the place where it happened."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"unexpected {type(error).__name__}{place}: {error}; please report this"
+
+
+if __name__ == "__main__":
+    main()

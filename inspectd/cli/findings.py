@@ -1,0 +1,261 @@
+"""What `inspectd check` looks at. Each look gives findings, and one that fails does not keep the others from theirs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+
+from inspectd.detect.build import build_detector
+from inspectd.detect.weights import find
+from inspectd.errors import ConfigError, InspectdError, SourceError
+from inspectd.inspection import Inspector
+from inspectd.recipe import Recipe, load_recipe
+from inspectd.records import Frame, PixelsU8
+from inspectd.settings import RtspSource, Settings
+from inspectd.sources.base import FrameSource
+from inspectd.sources.open import open_source, probe
+
+SOCKET_PATH_BYTES = 107
+FRAME_PATIENCE_S = 5.0
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel has it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One row of the table. `detail` is what was found, or in one line what is wrong and what is allowed."""
+
+    what: str
+    subject: str
+    right: bool
+    detail: str
+
+    def as_dict(self) -> dict[str, str | bool]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def look(settings: Settings) -> Iterator[Finding]:
+    """Yields findings on everything that the daemon will need."""
+    pid = running_pid(settings.state_dir)
+    yield _try("state", str(settings.state_dir), lambda: _state_dir(settings.state_dir))
+    if pid is not None:
+        yield Finding(what="daemon", subject=str(settings.state_dir), right=True, detail=f"running with pid {pid}")
+    yield _try("sockets", str(settings.sockets_dir), lambda: _sockets_dir(settings))
+    yield from _endpoints(settings, pid)
+    frames: dict[str, PixelsU8] = {}
+    for name in settings.cameras:
+        yield _try("camera", name, lambda name=name: _camera(settings, name, frames))  # type: ignore[misc]
+    yield _try("memory", str(SHARED_MEMORY), lambda: _shared_memory(settings))
+    for recipe_name in sorted({camera.recipe for camera in settings.cameras.values()}):
+        yield from _recipe(settings, recipe_name, frames)
+
+
+def running_pid(state_dir: Path) -> str | None:
+    """The pid of the daemon that holds the state folder, None where there is none."""
+    try:
+        with (state_dir / "lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(32).strip() or "unknown"
+    except OSError:
+        return None
+    return None
+
+
+def _try(what: str, subject: str, find_out: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what=what, subject=subject, right=True, detail=find_out())
+    except InspectdError as error:
+        return Finding(what=what, subject=subject, right=False, detail=str(error))
+
+
+# -- the machine ------------------------------------------------------------------------------------------------------
+
+
+def _state_dir(folder: Path) -> str:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            free_gb = shutil.disk_usage(existing).free / 1e9
+    except OSError as error:
+        raise ConfigError(f"state_dir {folder}: {existing} cannot be written: {error.strerror or error}") from error
+    return f"writable, {free_gb:.1f} GB free" if existing == folder else f"will be made, {free_gb:.1f} GB free"
+
+
+def _sockets_dir(settings: Settings) -> str:
+    longest = max((f"capture-{name}" for name in settings.cameras), key=len)
+    length = len(os.fsencode(settings.sockets_dir / f"{longest}-99999.commands"))
+    if length > SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"runtime_dir {settings.sockets_dir}: socket paths would have {length} bytes, at most {SOCKET_PATH_BYTES} "
+            f"are allowed; choose a shorter runtime_dir"
+        )
+    return "short enough for socket paths"
+
+
+def _shared_memory(settings: Settings) -> str:
+    needed = sum(
+        width * height * 3 * camera.slots
+        for camera in settings.cameras.values()
+        for width, height in [probe(camera.source).size_wh_px]
+    )
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ConfigError(
+            f"{SHARED_MEMORY}: frames need {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; lower cameras.*.slots"
+        )
+    return f"{needed / 1e6:.0f} MB for frames, {free / 1e6:.0f} MB free"
+
+
+def _endpoints(settings: Settings, pid: str | None) -> Iterator[Finding]:
+    endpoints = settings.endpoints
+    addresses = {"verdicts": endpoints.verdicts, "control": endpoints.control}
+    if endpoints.metrics:
+        addresses["metrics"] = f"tcp://{endpoints.metrics}"
+    for name, address in addresses.items():
+        yield _try("endpoint", f"{name} {address}", lambda a=address, n=name: _endpoint(n, a, pid))  # type: ignore[misc]
+
+
+def _endpoint(name: str, address: str, pid: str | None) -> str:
+    kind, _, place = address.partition("://")
+    held = _ipc_is_held(Path(place)) if kind == "ipc" else _tcp_is_held(place)
+    if not held:
+        return "free"
+    if pid is None:
+        raise ConfigError(f"endpoints.{name}: {address} is held by another program; stop it or choose another")
+    return f"held by the running inspectd (pid {pid})"
+
+
+def _tcp_is_held(place: str) -> bool:
+    host, _, port = place.rpartition(":")
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probing:
+            probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probing.bind(where)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return True
+        raise ConfigError(f"tcp://{place}: cannot be bound: {error.strerror or error}") from error
+    return False
+
+
+def _ipc_is_held(path: Path) -> bool:
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise ConfigError(f"ipc://{path}: a socket path has at most {SOCKET_PATH_BYTES} bytes")
+    if not path.parent.is_dir():
+        raise ConfigError(f"ipc://{path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"ipc://{path}: the folder {path.parent} cannot be written")
+    with socket.socket(socket.AF_UNIX) as probing:
+        return probing.connect_ex(str(path)) == 0
+
+
+# -- cameras ----------------------------------------------------------------------------------------------------------
+
+
+def _camera(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> str:
+    """Probes a camera and takes one frame of it into `frames`."""
+    source = settings.cameras[name].source
+    info = probe(source)
+    opened = open_source(source)
+    try:
+        frame = _first_frame(opened, source.open_timeout_s if isinstance(source, RtspSource) else 0.0)
+    finally:
+        opened.close()
+    if frame.damage is not None:
+        raise SourceError(f"camera {name}: its first frame is damaged: {frame.damage}")
+    frames[name] = frame.pixels_bgr
+    grey = cv2.cvtColor(frame.pixels_bgr, cv2.COLOR_BGR2GRAY)
+    height, width = grey.shape
+    rate = f" at {info.fps:.4g} fps" if info.fps else ""
+    length = f", {info.frames} frames" if info.frames else ""
+    sharpness = cv2.Laplacian(grey, cv2.CV_16S).var()
+    return f"{source.kind} {width}x{height}{rate}{length}; brightness {grey.mean():.0f}, sharpness {sharpness:.0f}"
+
+
+def _first_frame(source: FrameSource, open_timeout_s: float) -> Frame:
+    until_s = time.monotonic() + open_timeout_s + FRAME_PATIENCE_S
+    while time.monotonic() < until_s:
+        frame = source.read(0.2)
+        if frame is not None:
+            return frame
+    raise SourceError(f"no frame within {open_timeout_s + FRAME_PATIENCE_S:g} s")
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def _recipe(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> Iterator[Finding]:
+    path = settings.recipes_dir / f"{name}.toml"
+    loaded: list[Recipe] = []
+
+    def load() -> str:
+        loaded.append(load_recipe(path))
+        return _thresholds(loaded[0])
+
+    yield _try("recipe", name, load)
+    if not loaded:
+        return
+    recipe = loaded[0]
+    if (references := recipe.references) is not None:
+        yield _try("references", name, lambda: f"{len(recipe.reference_paths)} images in {references.folder}")
+    weights = _try("weights", name, lambda: _weights(settings, recipe))
+    yield weights
+    if weights.right:
+        shown = [frames[camera] for camera in settings.cameras if _uses(settings, camera, name) and camera in frames]
+        yield _try("model", name, lambda: _model(settings, recipe, shown))
+
+
+def _uses(settings: Settings, camera: str, recipe: str) -> bool:
+    return settings.cameras[camera].recipe == recipe
+
+
+def _thresholds(recipe: Recipe) -> str:
+    objects = ", ".join(recipe.objects)
+    figures = f"threshold {recipe.threshold:.4f}, pixel threshold {recipe.pixel_threshold:.4f}"
+    if recipe.calibration is None:
+        return f"{objects}: {figures}, stated"
+    return f"{objects}: {figures}, measured on {recipe.calibration.good} good and {recipe.calibration.bad} bad"
+
+
+def _weights(settings: Settings, recipe: Recipe) -> str:
+    model = recipe.model
+    found = find(model.backbone, model.pretrained, settings.weights_dir, file=model.weights, config=model.config)
+    found.verify()
+    return f"{found.architecture.name}, {found.path}, sha256 {found.sha256()[:12]}…"
+
+
+def _model(settings: Settings, recipe: Recipe, shown: list[PixelsU8]) -> str:
+    """Builds the model as the worker will, and inspects the first frame of each of its cameras."""
+    worker = settings.worker
+    cache_dir = settings.cache_dir if os.access(settings.state_dir, os.W_OK) else None
+    detector = build_detector(
+        recipe,
+        weights_dir=settings.weights_dir,
+        device=worker.device,
+        precision=worker.precision,
+        cache_dir=cache_dir,
+        threads=worker.threads or os.cpu_count(),
+    )
+    inspector = Inspector(recipe, detector)
+    recipe.require_model(inspector.identity.sha256)
+    detail = f"{inspector.identity.detector} {inspector.identity.precision}, model {inspector.identity.sha256[:12]}…"
+    for pixels_bgr in shown:
+        inspector.inspect([pixels_bgr])  # warm
+        started_s = time.monotonic()
+        inspection = inspector.inspect([pixels_bgr])[0]
+        taken_ms = (time.monotonic() - started_s) * 1000
+        detail += f"; first frame {inspection.decision} in {taken_ms:.0f} ms"
+    return detail
