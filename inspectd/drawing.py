@@ -6,9 +6,11 @@ are `(H, W, 3) uint8` BGR; nothing is drawn into what was given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from statistics import median
 
 import cv2
 import numpy as np
@@ -99,20 +101,36 @@ def draw_verdict(picture_bgr: PixelsU8, decision: Decision, caption: str) -> Pix
 
 
 def contact_sheet(
-    cells: Sequence[Cell], *, columns: int = 8, title: str = "", cell_wh_px: tuple[int, int] = (220, 165)
+    cells: Sequence[Cell],
+    *,
+    columns: int = 8,
+    title: str = "",
+    counts: Mapping[Decision, int] | None = None,
+    cell_width_px: int = 220,
 ) -> PixelsU8:
-    """All cells in rows of `columns`, each with a coloured frame and its verdict below, under a heading with counts."""
+    """All cells in rows of `columns`, each with a coloured frame and its verdict below, under a heading.
+
+    Args:
+        counts: the verdicts that the heading tells, where the cells are only some of them.
+    """
     gap, heading = 14, 76
-    width, height = cell_wh_px[0], cell_wh_px[1] + _CAPTION_PX
+    width, height = cell_width_px, _picture_height(cells, cell_width_px) + _CAPTION_PX
     columns = max(1, min(columns, len(cells)))
     rows = ceil(len(cells) / columns)
     sheet = np.full((heading + rows * (height + gap) + gap, max(420, columns * (width + gap) + gap), 3), _INK, np.uint8)
-    _head(sheet, title, cells)
+    shown = Counter(cell.decision for cell in cells)
+    _head(sheet, title, shown if counts is None else counts)
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
         x, y = gap + column * (width + gap), heading + row * (height + gap)
-        sheet[y : y + height, x : x + width] = _cell(cell, cell_wh_px)
+        sheet[y : y + height, x : x + width] = _cell(cell, (width, height - _CAPTION_PX))
     return sheet
+
+
+def _picture_height(cells: Sequence[Cell], width_px: int) -> int:
+    """The height that suits most pictures, none extreme."""
+    heights = [width_px * cell.picture_bgr.shape[0] / cell.picture_bgr.shape[1] for cell in cells]
+    return round(min(max(median(heights), 0.4 * width_px), 1.5 * width_px)) if heights else width_px
 
 
 _CAPTION_PX = 46
@@ -131,12 +149,11 @@ def _cell(cell: Cell, cell_wh_px: tuple[int, int]) -> PixelsU8:
     return tile
 
 
-def _head(sheet: PixelsU8, title: str, cells: Sequence[Cell]) -> None:
+def _head(sheet: PixelsU8, title: str, counts: Mapping[Decision, int]) -> None:
     _write(sheet, title, (16, 34), 24, _WHITE, bold=True)
     x = 16
     for decision in Decision:
-        count = sum(cell.decision is decision for cell in cells)
-        if count:
+        if count := counts.get(decision, 0):
             cv2.rectangle(sheet, (x, 48), (x + 11, 59), colour_of(decision), cv2.FILLED)
             x = _write(sheet, f"{count} {decision}", (x + 18, 59), 15, _PALE) + 22
 

@@ -1,0 +1,1 @@
+"""Recordings through the same Inspector as live frames: replay, and what is made of its verdicts."""

@@ -1,0 +1,82 @@
+"""The frames of recordings that are to be inspected: every one, or one a part, as live capture would choose them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from inspectd.recipe import IMAGE_SUFFIXES, Recipe
+from inspectd.records import Frame, TriggerKind
+from inspectd.settings import FileSource, FolderSource, TriggerSettings
+from inspectd.sources.base import EndOfSource, FrameSource
+from inspectd.sources.open import open_source
+from inspectd.sources.triggers import Continuous, Presence
+from inspectd.viewport import box_of
+
+_READ_S = 5.0
+
+EVERY_FRAME = TriggerSettings()
+EVERY_PART = TriggerSettings(kind="presence")
+
+
+def source_of(path: Path) -> FileSource | FolderSource:
+    """A recording as a source that is read as fast as it goes: a video or image file, or a folder of images."""
+    if path.is_dir():
+        return FolderSource(kind="folder", path=path, pace="fast")
+    return FileSource(kind="file", path=path, pace="fast")
+
+
+def frames_of(path: Path, recipe: Recipe, *, presence: bool = False) -> Iterator[Frame]:
+    """The frames of a recording, all of them or, of a video, one a part. Images are parts by themselves.
+
+    Raises:
+        ConfigError: the recording is missing or holds no frame.
+        SourceError: it breaks off.
+    """
+    still = path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
+    with closing(open_source(source_of(path))) as source:
+        yield from chosen(source, recipe, EVERY_PART if presence and not still else EVERY_FRAME)
+
+
+def chosen(source: FrameSource, recipe: Recipe, trigger: TriggerSettings) -> Iterator[Frame]:
+    """The frames of an open source that the trigger takes, damaged ones among them, until the source ends.
+
+    Raises:
+        SourceError: the source is lost.
+    """
+    match TriggerKind(trigger.kind):
+        case TriggerKind.PRESENCE:
+            return _parts(source, recipe, trigger)
+        case TriggerKind.CONTINUOUS | TriggerKind.EXTERNAL:
+            return _continuous(source, trigger)
+
+
+def _continuous(source: FrameSource, trigger: TriggerSettings) -> Iterator[Frame]:
+    every = Continuous(every_nth=trigger.every_nth, max_fps=None)
+    return (frame for frame in _read(source) if frame.damage is not None or every.wants(frame))
+
+
+def _parts(source: FrameSource, recipe: Recipe, trigger: TriggerSettings) -> Iterator[Frame]:
+    presence: Presence | None = None
+    for frame in _read(source):
+        if presence is None:
+            size_wh_px = (frame.pixels_bgr.shape[1], frame.pixels_bgr.shape[0])
+            presence = Presence(
+                trigger.zone_xywh_px or box_of(recipe, size_wh_px),
+                min_part_share=trigger.min_part_share,
+                contrast_levels=trigger.contrast_levels,
+            )
+        yield from presence.feed(frame)
+    if presence is not None:
+        yield from presence.flush()
+
+
+def _read(source: FrameSource) -> Iterator[Frame]:
+    while True:
+        try:
+            frame = source.read(_READ_S)
+        except EndOfSource:
+            return
+        if frame is not None:
+            yield frame
