@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from inspectd import __version__
-from inspectd.cli import check, daemon, requests, watch, weights
+from inspectd.cli import check, daemon, demo, recordings, requests, watch, weights
 
 
 def _version(wanted: bool) -> None:
@@ -32,8 +32,11 @@ def _top(
 
 
 app.command("run")(daemon.run)
+app.command("demo")(demo.demo)
 app.command("check")(check.check)
 app.command("status")(requests.status)
 app.command("watch")(watch.watch)
 app.command("trigger")(requests.trigger)
+app.command("calibrate")(recordings.calibrate)
+app.command("replay")(recordings.replay)
 app.add_typer(weights.app, name="weights")
