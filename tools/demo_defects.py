@@ -134,11 +134,12 @@ def _bite(surface: Surface, rng: np.random.Generator, scale: float, gone: Plane,
     """Takes ``gone`` (an sdf) away and leaves a rough, differently lit fracture along the new edge."""
     sdf = np.maximum(surface.sdf_px, -gone)
     band = np.clip(1 - gone / np.float32(rim_px), 0, 1) * (surface.sdf_px < 0)
-    here = surface.albedo[surface.sdf_px < 0].mean(0)
-    fresh = np.clip(here * rng.uniform(0.55, 1.35) + rng.normal(0, 0.03, 3), 0.02, 1).astype(np.float32)
-    rough = rng.normal(0, 0.5 * scale, sdf.shape).astype(np.float32)
+    rows, columns = np.nonzero((surface.sdf_px < 0) & (gone < rim_px))
+    at = (float(np.median(columns)), float(np.median(rows))) if len(rows) else (0.0, 0.0)
+    fresh = _against(rng, surface, at, 0.15, 0.4)
+    rough = cv2.GaussianBlur(rng.normal(0, 1, sdf.shape).astype(np.float32), (0, 0), 1.2 * scale) * np.float32(4 * scale)
     height = surface.height_px - band * (rim_px * np.float32(0.5) + rough)
-    albedo = _mix(surface.albedo, fresh, band * np.float32(0.8))
+    albedo = _mix(surface.albedo, fresh, np.clip(band * np.float32(1.6), 0, 1) * np.float32(0.85))
     footprint = ((gone < rim_px + 1) & (surface.sdf_px < 1)).astype(np.float32)
     return replace(surface, sdf_px=sdf, height_px=height, albedo=albedo), footprint
 
@@ -149,7 +150,7 @@ def _chip(surface: Surface, rng: np.random.Generator, scale: float, strength: fl
     radius = rng.uniform(6.5, 14) * scale * (0.75 + 0.25 * strength)
     gone = blob(rng, size, at, radius, 0.25)
     gone = gone + cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), 1.5 * scale) * np.float32(3 * scale)
-    return _bite(surface, rng, scale, gone.astype(np.float32), rng.uniform(1.0, 3.0) * scale)
+    return _bite(surface, rng, scale, gone.astype(np.float32), rng.uniform(2.5, 4.5) * scale)
 
 
 def _dent(surface: Surface, rng: np.random.Generator, scale: float, strength: float) -> tuple[Surface, Plane]:
@@ -192,7 +193,7 @@ def _hole(surface: Surface, rng: np.random.Generator, scale: float, strength: fl
     at = _deep_spot(rng, surface.sdf_px, radius * 1.3)
     gone = blob(rng, size, at, radius, 0.18)
     if rng.random() < 0.5:
-        return _bite(surface, rng, scale, gone, rng.uniform(0.8, 2.0) * scale)
+        return _bite(surface, rng, scale, gone, rng.uniform(1.5, 3.0) * scale)
     pit = np.clip(0.5 - gone / np.float32(1.5 * scale), 0, 1) * (surface.sdf_px < 0)
     height = surface.height_px - pit * np.float32(6 * scale)
     albedo = surface.albedo * (1 - np.float32(rng.uniform(0.75, 0.95)) * pit[..., None])
@@ -209,13 +210,13 @@ def _missing(surface: Surface, rng: np.random.Generator, scale: float, strength:
         axis = np.arange(size, dtype=np.float32)
         along = axis[None, :] * np.float32(np.cos(angle)) + axis[:, None] * np.float32(np.sin(angle))
         reach = np.quantile(along[solid], 1 - rng.uniform(0.06, 0.16))
-        rough = cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), 4 * scale)
-        gone = np.float32(reach) - along + rough * np.float32(8 * scale)
+        rough = cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), 2.5 * scale)
+        gone = np.float32(reach) - along + rough * np.float32(12 * scale)
         if rng.random() < 0.5:
             across = axis[:, None] * np.float32(np.cos(angle)) - axis[None, :] * np.float32(np.sin(angle))
             middle = np.float32(np.median(across[solid & (gone < 0)])) if (solid & (gone < 0)).any() else np.float32(0)
             gone = np.maximum(gone, np.abs(across - middle) - np.float32(rng.uniform(20, 38) * scale))
-    return _bite(surface, rng, scale, gone.astype(np.float32), rng.uniform(1.0, 2.5) * scale)
+    return _bite(surface, rng, scale, gone.astype(np.float32), rng.uniform(3.0, 5.0) * scale)
 
 
 def _contamination(surface: Surface, rng: np.random.Generator, scale: float, strength: float) -> tuple[Surface, Plane]:

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 Rgb: TypeAlias = NDArray[np.uint8]
 
-MIN_DEFECT_PX_AT_240 = 40
+MIN_DEFECT_PX_AT_240 = 60
 """A defect that changes fewer pixels than this (in a picture of 240) is drawn again."""
+
+MEAN_STEP = 0.13
+"""Smallest mean change over a defect's mask; fainter ones are drawn again."""
 
 VISIBLE_STEP = 0.045
 """Smallest change of a colour channel, before the camera, that counts as damage."""
@@ -157,9 +160,9 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         exposure=rng.uniform(0.8, 1.15),
         balance=(float(balance[0]), float(balance[1]), float(balance[2])),
         vignette=rng.uniform(0, 0.25),
-        blur=rng.uniform(0.3, 0.9),
-        noise=rng.uniform(0.004, 0.022),
-        jpeg_quality=int(rng.integers(55, 96)),
+        blur=rng.uniform(0.3, 0.75),
+        noise=rng.uniform(0.003, 0.014),
+        jpeg_quality=int(rng.integers(70, 97)),
     )
 
 
@@ -279,7 +282,7 @@ def belt_texture(scene: Scene, height: int, width: int, scale: float, seed: int 
         case "stripes":
             tone = tone + np.sin(across * step * np.float32(0.5)) * np.float32(depth)
         case "speckle":
-            tone = tone + (cloud(rng, height, width, 3 * scale) > 1.6) * np.float32(depth * 2 * style.choice([-1, 1]))
+            tone = tone + (cloud(rng, height, width, 2 * scale) > 1.2) * np.float32(depth * style.choice([-1, 1]))
         case "worn":
             tone = tone + cloud(rng, height, width, 12 * scale) * np.float32(depth * 0.7)
         case _:
@@ -292,16 +295,16 @@ def _belt_marks(rng: np.random.Generator, height: int, width: int, scale: float)
     """Scuffs and old stains on the belt."""
     marks = np.zeros((height, width), np.float32)
     area = height * width / (240 * 240 * scale * scale)
-    for _ in range(rng.poisson(0.8 * area)):
+    for _ in range(rng.poisson(0.6 * area)):
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         angle, length = rng.uniform(0, np.pi), rng.uniform(15, 90) * scale
         end = (int(x + np.cos(angle) * length), int(y + np.sin(angle) * length))
-        cv2.line(marks, (int(x), int(y)), end, float(rng.uniform(-0.35, 0.35)), max(1, round(rng.uniform(0.8, 2.2) * scale)), cv2.LINE_AA)
+        cv2.line(marks, (int(x), int(y)), end, float(rng.uniform(-0.13, 0.13)), max(1, round(rng.uniform(2, 5) * scale)), cv2.LINE_AA)
     for _ in range(rng.poisson(0.5 * area)):
         centre = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
         axes = (int(rng.uniform(3, 16) * scale), int(rng.uniform(3, 12) * scale))
-        cv2.ellipse(marks, centre, axes, float(rng.uniform(0, 180)), 0, 360, float(rng.uniform(-0.3, 0.25)), -1, cv2.LINE_AA)
-    return cv2.GaussianBlur(marks, (0, 0), 0.8 * scale)
+        cv2.ellipse(marks, centre, axes, float(rng.uniform(0, 180)), 0, 360, float(rng.uniform(-0.14, 0.12)), -1, cv2.LINE_AA)
+    return cv2.GaussianBlur(marks, (0, 0), 2.2 * scale)
 
 
 def lay(belt: Plane, sprite: Sprite) -> Plane:
@@ -349,7 +352,7 @@ def damage(
     """
     backdrop = np.full((*good.alpha.shape, 3), np.asarray(scene.belt_rgb, np.float32))
     before = lay(backdrop, good)
-    strength = float(rng.uniform(0.7, 1.2))
+    strength = float(rng.uniform(0.85, 1.3))
     for _ in range(20):
         damaged, footprint = apply_defect(defect, surface, rng, strength)
         sprite = light_sprite(damaged, scene, shininess, scale)
@@ -358,7 +361,7 @@ def damage(
         mask = footprint & ((step > VISIBLE_STEP) | gone)
         mask = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
         mean_step = float(step[mask].mean()) if mask.any() else 0.0
-        if mask.sum() >= MIN_DEFECT_PX_AT_240 * scale * scale and mean_step > 0.09:
+        if mask.sum() >= MIN_DEFECT_PX_AT_240 * scale * scale and mean_step > MEAN_STEP:
             return damaged, sprite, mask
         strength = min(strength * 1.15, 2.0)
     raise RuntimeError(f"no visible {defect} after 20 tries")

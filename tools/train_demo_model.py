@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -163,10 +164,16 @@ def patch_counts(mask: np.ndarray) -> np.ndarray:
     return mask.reshape(GRID, SIZE // GRID, GRID, SIZE // GRID).sum((1, 3)).astype(np.uint16)
 
 
+def near_part(render: Render) -> np.ndarray:
+    """The damage that a look at its surroundings can tell: what is gone far from any edge looks like bare belt."""
+    grown = cv2.dilate(render.cover.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (21, 21)))
+    return render.mask & (grown > 0)
+
+
 def render_shards(count: int, part: int, parts: int) -> None:
     """Renders shards ``part, part + parts, …`` that are not on disk yet; each appears by an atomic rename."""
     cv2.setNumThreads(1)
-    folder = WORK / "shards"
+    folder = WORK / "shards2"
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(part, count, parts):
         path = folder / f"{shard:05d}.npz"
@@ -183,6 +190,7 @@ def render_shards(count: int, part: int, parts: int) -> None:
         np.savez(
             temporary,
             counts=np.stack([patch_counts(s.render.mask) for s in samples]),
+            cores=np.stack([patch_counts(near_part(s.render)) for s in samples]),
             kinds=np.asarray([list(PartKind).index(s.kind) for s in samples], np.int64),
         )
         os.replace(temporary, path)
@@ -197,16 +205,17 @@ class Pictures:
 
     def refresh(self) -> None:
         """Takes in shards that appeared since the last call."""
-        for path in sorted((WORK / "shards").glob("?????.npz")):
+        for path in sorted((WORK / "shards2").glob("?????.npz")):
             number = int(path.stem)
             if number in self.shards:
                 continue
             data = np.load(path)
-            self.shards[number] = (np.load(path.with_suffix(".npy"), mmap_mode="r"), data["counts"], data["kinds"])
+            grids = np.stack([data["counts"], data["cores"]], -1)
+            self.shards[number] = (np.load(path.with_suffix(".npy"), mmap_mode="r"), grids, data["kinds"])
             self.groups += [(number, g) for g in range(SHARD_GROUPS)]
 
     def batch(self, rng: np.random.Generator, groups: int) -> tuple[Tensor, Tensor, list[PartKind]]:
-        """``(B, 3, 240, 240)`` normalised float, ``(B, 15, 15)`` damaged pixels, one kind a group."""
+        """``(B, 3, 240, 240)`` normalised float, ``(B, 15, 15, 2)`` damaged pixels (all, and near the part), one kind a group."""
         pixels = np.empty((groups * GROUP, SIZE, SIZE, 3), np.float32)
         counts, kinds = [], []
         for slot, pick in enumerate(rng.integers(len(self.groups), size=groups)):
@@ -283,6 +292,17 @@ def _sincos(width: int, side: int) -> Tensor:
     return torch.cat([torch.zeros(1, width), torch.cat([rows, columns], 2).reshape(-1, width)])
 
 
+def whiten(model: nn.Module, pixels: Tensor) -> None:
+    """Scales the first filters so that each answers with unit spread to ``pixels (B, 3, 240, 240)``.
+
+    Brightness outweighs fine detail a hundredfold in raw patches; the norm after it would keep detail small.
+    """
+    with torch.no_grad():
+        answers = model.visual.conv1(pixels)
+        spread = answers.std((0, 2, 3))
+        model.visual.conv1.weight.div_((spread + 0.02 * spread.max())[:, None, None, None])
+
+
 def build_model() -> nn.Module:
     """A fresh CLIP with a start that spares a short training its first epochs."""
     model = import_open_clip().model.CLIP(**CONFIG)
@@ -293,20 +313,45 @@ def build_model() -> nn.Module:
     return model
 
 
-def _block(block: nn.Module, x: Tensor, cls_only: bool = False) -> Tensor:
+def _heads(rows: Tensor, heads: int) -> Tensor:
+    n, length, width = rows.shape
+    return rows.reshape(n, length, heads, width // heads).transpose(1, 2)
+
+
+def _packed_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, pack: int) -> Tensor:
+    """Attention of many tiny sequences, ``pack`` of them side by side under a block-diagonal mask (exact)."""
+    n, length, width = q.shape
+    q, k, v = (_heads(t.reshape(n // pack, pack * length, width), heads) for t in (q, k, v))
+    blocks = torch.block_diag(*[torch.ones(length, length)] * pack)
+    bias = torch.where(blocks > 0, 0.0, float("-inf")).to(q.dtype)
+    weights = (q * (width // heads) ** -0.5 @ k.transpose(-1, -2) + bias).softmax(-1)
+    return (weights @ v).transpose(1, 2).reshape(n, length, width)
+
+
+def _first_row_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of one query a sequence, elementwise: ``q (n, 1, D)``."""
+    n, length, width = k.shape
+    q, k, v = (t.reshape(n, -1, heads, width // heads) for t in (q, k, v))
+    weights = ((q * k).sum(-1) * (width // heads) ** -0.5).softmax(1)
+    return (weights[..., None] * v).sum(1).reshape(n, 1, width)
+
+
+def _block(block: nn.Module, x: Tensor, pack: int = 1, cls_only: bool = False) -> Tensor:
     """One residual block; with ``cls_only`` just the first row of its result, K and V of all."""
-    n, length, width = x.shape
-    heads = block.attn.num_heads
+    width, heads = x.shape[-1], block.attn.num_heads
     y = block.ln_1(x)
     weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
     if cls_only:
         q = nnf.linear(y[:, :1], weight[:width], bias[:width])
         k, v = nnf.linear(y, weight[width:], bias[width:]).chunk(2, -1)
-        x = x[:, :1]
+        mixed, x = _first_row_attention(q, k, v, heads), x[:, :1]
     else:
         q, k, v = nnf.linear(y, weight, bias).chunk(3, -1)
-    q, k, v = (t.reshape(n, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
-    mixed = nnf.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, width)
+        if pack > 1:
+            mixed = _packed_attention(q, k, v, heads, pack)
+        else:
+            mixed = nnf.scaled_dot_product_attention(_heads(q, heads), _heads(k, heads), _heads(v, heads))
+            mixed = mixed.transpose(1, 2).reshape(x.shape)
     x = x + nnf.linear(mixed, block.attn.out_proj.weight, block.attn.out_proj.bias)
     return x + block.mlp(block.ln_2(x))
 
@@ -337,7 +382,7 @@ def encode_windows(model: nn.Module, tokens: Tensor, index: Tensor) -> Tensor:
     x = torch.cat([cls, patches], 1)
     *blocks, last = model.visual.transformer.resblocks
     for block in blocks:
-        x = _block(block, x)
+        x = _block(block, x, pack=8 if k2 == 4 else 4)
     y = model.visual.ln_post(_block(last, x, cls_only=True))
     return nnf.normalize((y[:, 0] @ model.visual.proj).float(), dim=-1).reshape(b, w, -1)
 
@@ -419,25 +464,32 @@ def _state_logit(z: Tensor, normal: Tensor, anomalous: Tensor) -> Tensor:
 
 
 def _weighted_bce(logit: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """Cross entropy in which damaged and clean weigh the same."""
+    """Cross entropy in which damaged and clean weigh the same, and what is still wrong weighs most.
+
+    Without the latter the mass of bare belt, soon learnt, drowns the clean part beside a defect.
+    """
     loss = nnf.binary_cross_entropy_with_logits(logit, label, reduction="none")
-    positive, negative = valid * label, valid * (1 - label)
-    return 0.5 * ((loss * positive).sum() / positive.sum().clamp_min(1) + (loss * negative).sum() / negative.sum().clamp_min(1))
+    hard = valid * (1.05 - torch.exp(-loss.detach()))
+    positive, negative = hard * label, hard * (1 - label)
+    return 0.5 * ((loss * positive).sum() / positive.sum().clamp_min(1e-3) + (loss * negative).sum() / negative.sum().clamp_min(1e-3))
 
 
-def _pick_windows(counts: Tensor, scale: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
+def _pick_windows(counts: Tensor, cores: Tensor, scale: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
     """Window patch numbers ``(B, n, k²)``, labels and validity ``(B, n)``: up to half of them damaged."""
-    covered = nnf.avg_pool2d(counts[:, None], scale, 1).flatten(1) * scale * scale
-    weight = torch.full_like(covered, 1e-6)
-    positive, negative = covered >= 14, covered == 0
+
+    def summed(grid: Tensor) -> Tensor:
+        return nnf.avg_pool2d(grid[:, None], scale, 1).flatten(1) * scale * scale
+
+    damaged, core = summed(counts), summed(cores)
+    positive, negative = core >= 14, damaged == 0
+    weight = torch.full_like(core, 1e-6)
     weight += positive * (0.5 / positive.sum(1, keepdim=True).clamp_min(1))
-    near = nnf.max_pool2d(covered.reshape(len(counts), 1, 16 - scale, 16 - scale), 5, 1, 2).flatten(1) > 0
+    near = nnf.max_pool2d(damaged.reshape(len(counts), 1, 16 - scale, 16 - scale), 5, 1, 2).flatten(1) > 0
     weight += (negative & near) * (0.2 / (negative & near).sum(1, keepdim=True).clamp_min(1))
     weight += negative * (0.5 / negative.sum(1, keepdim=True).clamp_min(1))
     picks = torch.multinomial(weight, number)
-    taken = covered.gather(1, picks)
-    valid = ((taken >= 14) | (taken == 0)).float()
-    return window_table(scale)[picks], (taken >= 14).float(), valid
+    label = positive.gather(1, picks).float()
+    return window_table(scale)[picks], label, label + negative.gather(1, picks).float()
 
 
 def _association(features: Tensor, bad: Tensor, rng: np.random.Generator) -> Tensor:
@@ -457,7 +509,8 @@ def losses(
     model: nn.Module, heads: Heads, prompts: Prompts, batch: tuple[Tensor, Tensor, list[PartKind]], rng: np.random.Generator
 ) -> dict[str, Tensor]:
     """Every term of the objective on one batch."""
-    pixels, counts, kinds = batch
+    pixels, grids, kinds = batch
+    counts, cores = grids.unbind(-1)
     total = counts.flatten(1).sum(1)
     bad = (total > 0).float()
     names = [_name(rng, kind) for kind in kinds]
@@ -471,7 +524,7 @@ def losses(
         texts = encode_text(model, prompts.tokens(lines + captions))
         tokens = embed_tokens(model, pixels)
         image, features = encode_whole(model, tokens)
-        picked = {k: _pick_windows(counts, k, n) for k, n in ((2, 28), (3, 18))}
+        picked = {k: _pick_windows(counts, cores, k, n) for k, n in ((2, 16), (3, 8))}
         windows = {k: encode_windows(model, tokens, picked[k][0]) for k in picked}
     caption_emb = texts[len(lines) :]
     pools = texts[: len(lines)].reshape(len(kinds), normal_n + anomalous_n, -1)
@@ -483,8 +536,8 @@ def losses(
     for k, embedding in windows.items():
         z = embedding.reshape(len(kinds), -1, embedding.shape[-1])
         out[f"window{k}"] = _weighted_bce(_state_logit(z, normal, anomalous).reshape(len(pixels), -1), picked[k][1], picked[k][2])
-    flat = counts.flatten(1)
-    label, valid = (flat >= 6).float(), ((flat >= 6) | (flat == 0)).float()
+    damaged, core = counts.flatten(1), cores.flatten(1)
+    label, valid = (core >= 6).float(), ((core >= 6) | (damaged == 0)).float()
     out["patch"] = _weighted_bce(heads.patch(features)[..., 0] * 3, label, valid)
     distance = _association(features, bad, rng)
     sharp = heads.sharpness.clamp(5, 60)
@@ -500,15 +553,47 @@ def losses(
     return out
 
 
-WEIGHTS = {"image": 1.5, "window2": 0.8, "window3": 0.8, "patch": 0.6, "assoc": 0.5, "assoc_max": 0.3, "clip": 0.15}
+WEIGHTS = {"image": 1.5, "window2": 0.8, "window3": 0.8, "patch": 0.6, "assoc": 0.4, "assoc_max": 0.3, "clip": 0.15}
 
 
-def _parameters(model: nn.Module, heads: Heads) -> list[dict[str, object]]:
-    decayed, plain = [], []
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix steps are made orthogonal (Jordan et al., 2024): fewer steps for small transformers."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # noqa: ARG002
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                held = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                held.lerp_(parameter.grad, 1 - group["momentum"])
+                update = _orthogonal(parameter.grad.lerp(held, group["momentum"]))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """Five Newton-Schulz steps towards the nearest half-orthogonal matrix."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = (x / (x.norm() + 1e-7)).bfloat16()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x.T if matrix.shape[0] > matrix.shape[1] else x).float()
+
+
+def _optimizers(model: nn.Module, heads: Heads, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for all else; both take rates of AdamW's size."""
+    matrices, plain = [], []
     for name, parameter in [*model.named_parameters(), *heads.named_parameters()]:
-        keep = parameter.ndim < 2 or "embedding" in name
-        (plain if keep else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+        (matrices if parameter.ndim == 2 and "resblocks" in name else plain).append(parameter)
+    return [
+        Muon(matrices, lr=peak, weight_decay=0.05),
+        torch.optim.AdamW(plain, lr=peak, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
 def _rate(progress: float, step: int, peak: float) -> float:
@@ -523,51 +608,94 @@ def save_checkpoint(path: Path, state: dict[str, object]) -> None:
     os.replace(temporary, path)
 
 
-def train(minutes: float, groups: int, peak: float) -> None:
-    """Trains until ``minutes`` of training time are used up, over all resumed runs together."""
-    torch.set_num_threads(2)
+def _average(parameters: list[nn.Parameter], extra: float) -> float:
+    """Averages gradients over the processes in one message; ``extra`` travels along and is averaged too."""
+    flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([extra])])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    at = 0
+    for parameter in parameters:
+        parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
+        at += parameter.numel()
+    return float(flat[-1])
+
+
+def train(rank: int, workers: int, port: int, minutes: float, groups: int, peak: float) -> None:
+    """One of ``workers`` processes of one thread each: trains until ``minutes`` are used up over all resumed runs."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     torch.manual_seed(0)
-    WORK.mkdir(parents=True, exist_ok=True)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     model, heads, prompts, pictures = build_model(), Heads(), Prompts(), Pictures()
-    optimizer = torch.optim.AdamW(_parameters(model, heads), lr=peak, betas=(0.9, 0.95))
+    optimizers = _optimizers(model, heads, peak)
+    parameters = [p for o in optimizers for g in o.param_groups for p in g["params"]]
     path = WORK / "checkpoint.pt"
     step, used_s = 0, 0.0
+    pictures.refresh()
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         heads.load_state_dict(state["heads"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         step, used_s = state["step"], state["used_s"]
         print(f"resumed at step {step}, {used_s / 60:.1f} min used", flush=True)
-    rng = np.random.default_rng(step)
+    else:
+        whiten(model, pictures.batch(np.random.default_rng(0), 12)[0])
+    rng = np.random.default_rng([step, rank])
+    torch.manual_seed(step * workers + rank)
     seen: dict[str, float] = {}
-    started = last = saved = time.monotonic()
+    last = saved = time.monotonic()
     model.train()
     while used_s < minutes * 60:
         if step % 50 == 0:
             pictures.refresh()
         lr = _rate(used_s / (minutes * 60), step, peak)
-        for group in optimizer.param_groups:
+        for group in [g for optimizer in optimizers for g in optimizer.param_groups]:
             group["lr"] = lr
         terms = losses(model, heads, prompts, pictures.batch(rng, groups), rng)
         loss = sum(terms[name] * weight for name, weight in WEIGHTS.items())
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-        optimizer.step()
-        step += 1
         now = time.monotonic()
-        used_s, last = used_s + now - last, now
+        used_s, last = _average(parameters, used_s + now - last), now
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
         for name, value in terms.items():
-            seen[name] = 0.97 * seen.get(name, float(value.detach())) + 0.03 * float(value.detach())
-        if step % 20 == 0:
+            seen[name] = 0.98 * seen.get(name, float(value.detach())) + 0.02 * float(value.detach())
+        if rank == 0 and step % 25 == 0:
             text = " ".join(f"{n}={v:.3f}" for n, v in seen.items())
             print(f"{step} {used_s / 60:.1f}min lr={lr:.2e} groups={len(pictures.groups)} {text}", flush=True)
-        if now - saved > 120 or used_s >= minutes * 60:
-            state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "used_s": used_s}
-            save_checkpoint(path, state)
+        if rank == 0 and (now - saved > 120 or used_s >= minutes * 60):
+            kept = [o.state_dict() for o in optimizers]
+            save_checkpoint(path, {"model": model.state_dict(), "heads": heads.state_dict(), "optimizers": kept, "step": step, "used_s": used_s})
             saved = now
-    print(f"trained {step} steps in {used_s / 60:.1f} min (this run {(time.monotonic() - started) / 60:.1f})", flush=True)
+    if rank == 0:
+        print(f"trained {step} steps in {used_s / 60:.1f} min", flush=True)
+    torch.distributed.destroy_process_group()
+
+
+def start_training(workers: int, minutes: float, groups: int, peak: float) -> None:
+    """Trains in ``workers`` processes, ``groups`` products a step in each."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(train, (workers, port, minutes, groups, peak), nprocs=workers)
+
+
+def export(folder: Path) -> None:
+    """Writes the checkpoint's model in open_clip's format: ``model.json`` and fp16 ``model.safetensors``."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = torch.load(WORK / "checkpoint.pt", weights_only=True)["model"]
+    halves = {name: value.half().contiguous() for name, value in state.items()}
+    temporary = folder / "model.safetensors.tmp"
+    save_file(halves, temporary)
+    os.replace(temporary, folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
 
 
 def main() -> None:
@@ -578,13 +706,27 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=75)
-    parser.add_argument("--groups", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--export", action="store_true")
+    parser.add_argument("--evaluate", action="store_true")
+    parser.add_argument("--assets", type=Path, default=ASSETS)
+    parser.add_argument("--products", type=int, default=52)
     arguments = parser.parse_args()
     if arguments.render:
         render_shards(arguments.shards, arguments.part, arguments.parts)
     if arguments.train:
-        train(arguments.minutes, arguments.groups, arguments.rate)
+        start_training(arguments.workers, arguments.minutes, arguments.groups, arguments.rate)
+    if arguments.export:
+        export(arguments.assets)
+    if arguments.evaluate:
+        sys.path.insert(0, str(ROOT))
+        from demo_evaluation import evaluate, print_table
+
+        folder = arguments.assets
+        table, _ = evaluate(folder / "model.safetensors", folder / "model.json", arguments.products, HELD_OUT_KIND, HELD_OUT_DEFECT, WORK / "cache")
+        print_table(table)
 
 
 if __name__ == "__main__":
