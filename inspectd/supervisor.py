@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
@@ -22,19 +21,18 @@ from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import CameraState
 from inspectd.settings import Settings
 from inspectd.sources.open import probe
-from inspectd.stages.capture import capture_main
-from inspectd.stages.lifecycle import Charge
+from inspectd.stages.lifecycle import Charge, Stage, live
 from inspectd.stages.notify import Notifier
-from inspectd.stages.publisher import publisher_main
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, segment_prefix
-from inspectd.stages.worker import worker_main
 from inspectd.transport.memory import sweep
 from inspectd.transport.ring import Ring
 from inspectd.transport.tickets import Table
+from inspectd.viewport import frame_size_error
 
 LOOK_S = 0.02
-SPAWN_LIMIT_NS = 30_000_000_000
-STOP_PATIENCE_S = {"capture": 1.0, "publisher": 4.2, "worker": 1.0}
+SPAWN_LIMIT_NS = 120_000_000_000
+STOP_PATIENCE_S = {Stage.CAPTURE: 0.8, Stage.PUBLISHER: 3.8, Stage.WORKER: 0.3}
+"""In this order: nothing more is accepted, what was is answered, then nobody needs the model."""
 FAILURES = 5
 FAILURES_WITHIN_S = 60.0
 SLOW_RETRY_S = 10.0
@@ -45,8 +43,8 @@ class _Child:
     """One place in the daemon, filled by one process at a time."""
 
     index: int
-    name: str
-    start: Callable[[Charge], SpawnProcess]
+    stage: Stage
+    camera: str
     process: SpawnProcess | None = None
     generation: int = 0
     spawned_s: float = 0.0
@@ -54,8 +52,8 @@ class _Child:
     retry_s: float = 0.0
 
     @property
-    def stage(self) -> str:
-        return self.name.partition("-")[0]
+    def name(self) -> str:
+        return f"{self.stage}-{self.camera}" if self.camera else str(self.stage)
 
 
 class Supervisor:
@@ -108,10 +106,18 @@ class Supervisor:
     # -- start ------------------------------------------------------------------------------------------------------
 
     def _slot_bytes(self) -> dict[str, int]:
-        """The largest frame of each camera, in bytes. Missing and empty recordings are found here."""
+        """The largest frame of each camera, in bytes. Missing recordings and regions beyond the frame are found here."""
         sizes = {}
         for name, camera in self._settings.cameras.items():
             width, height = probe(camera.source).size_wh_px
+            error = frame_size_error(self._recipes[name], (width, height))
+            if error is not None:
+                raise ConfigError(error)
+            x, y, w, h = camera.trigger.zone_xywh_px or (0, 0, 1, 1)
+            if x < 0 or y < 0 or w < 1 or h < 1 or x + w > width or y + h > height:
+                raise ConfigError(
+                    f"cameras.{name}.trigger.zone_xywh_px: {[x, y, w, h]} does not lie in the frame of {width}x{height}"
+                )
             sizes[name] = width * height * 3
         return sizes
 
@@ -142,20 +148,17 @@ class Supervisor:
             raise ConfigError(f"runtime_dir {folder}: {error.strerror or error}") from error
 
     def _make_children(self) -> None:
-        def process(target: Callable[..., None], *more: str) -> Callable[[Charge], SpawnProcess]:
-            return lambda charge: self._context.Process(target=target, args=(charge, *more))
-
-        starts = {"publisher": process(publisher_main), "worker": process(worker_main)}
-        starts |= {f"capture-{name}": process(capture_main, name) for name in self._settings.cameras}
-        self._children = [_Child(index, name, start) for index, (name, start) in enumerate(starts.items())]
+        places = [(Stage.PUBLISHER, ""), (Stage.WORKER, "")]
+        places += [(Stage.CAPTURE, name) for name in self._settings.cameras]
+        self._children = [_Child(index, stage, camera) for index, (stage, camera) in enumerate(places)]
         for child in self._children:
             self._spawn(child)
 
     def _spawn(self, child: _Child) -> None:
         child.generation += 1
-        if child.stage == "publisher":
+        if child.stage is Stage.PUBLISHER:
             self._table.publisher_generation = child.generation
-        elif child.stage == "worker":
+        elif child.stage is Stage.WORKER:
             self._table.worker_generation = child.generation
         row = self._table.child(child.index)
         row.limit(SPAWN_LIMIT_NS)
@@ -167,8 +170,9 @@ class Supervisor:
             generation=child.generation,
             settings=self._settings,
             recipes=self._recipes,
+            camera=child.camera,
         )
-        child.process = child.start(charge)
+        child.process = self._context.Process(target=live, args=(charge, child.stage), name=child.name)
         child.process.start()
         child.spawned_s = time.monotonic()
         row.born(child.process.pid or 0, child.generation)
@@ -216,9 +220,9 @@ class Supervisor:
         pause_s = SLOW_RETRY_S if often else 0.1 * (len(child.failed_s) - 1)
         child.retry_s = now_s + pause_s
         get_logger().warning("child_died", child=child.name, exit_code=code, retry_in_s=round(pause_s, 1))
-        if child.stage == "worker":  # what it held is lost: the publisher answers it now, not at the next spawn
+        if child.stage is Stage.WORKER:  # what it held is lost: the publisher answers it now, not at the next spawn
             self._table.worker_generation = child.generation + 1
-        if child.stage == "capture" and often:
+        if child.stage is Stage.CAPTURE and often:
             self._table.camera(child.index - 2).state = CameraState.LOST
 
     def _open_when_ready(self) -> None:
@@ -249,8 +253,8 @@ class Supervisor:
         """Drains: captures first, so that nothing more is accepted, then the publisher, then the worker."""
         self._notifier.stopping()
         self._table.stopping = True
-        for stage in ("capture", "publisher", "worker"):
-            self._stop([child for child in self._children if child.stage == stage], STOP_PATIENCE_S[stage])
+        for stage, patience_s in STOP_PATIENCE_S.items():
+            self._stop([child for child in self._children if child.stage is stage], patience_s)
         self._table.close()
 
     def _stop(self, children: list[_Child], patience_s: float) -> None:

@@ -20,19 +20,20 @@ from inspectd.sources.base import EndOfSource, FrameSource
 from inspectd.sources.gates import Frozen, refuse_damaged, same_pixels
 from inspectd.sources.open import open_source
 from inspectd.sources.timing import Backoff
-from inspectd.stages.lifecycle import Charge, Life, live
+from inspectd.stages.lifecycle import Life
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import CommandLine, Outbox, stage_endpoint
 from inspectd.transport.tickets import NewRow
+from inspectd.viewport import box_of
 
 READ_S = 0.05
 FULL_S = 0.002
-SILENT_LIMIT_NS = 1_000_000_000
+SILENT_LIMIT_NS = 2_000_000_000
 
 
-def capture_main(charge: Charge, camera: str) -> None:
-    """Entry point of one camera's process."""
-    live(charge, "capture", lambda life: Capture(life, camera).run(), camera=camera)
+def work(life: Life) -> None:
+    """One camera's process."""
+    Capture(life, life.charge.camera).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,6 @@ class Capture:
         self._is_frozen = False
         self._inspected: PixelsU8 | None = None
         self._requests = self._left_requests()
-        self._damage_told = False
         self._backoff = Backoff()
         self._missed_before = 0
 
@@ -160,8 +160,8 @@ class Capture:
 
     def _end(self) -> None:
         """The recording is through: its last part is inspected, then only the heart beats."""
-        if self._presence is not None and (last := self._presence.flush()) is not None:
-            self._inspect(last)
+        for part in self._presence.flush() if self._presence is not None else ():
+            self._inspect(part)
         self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
         self._view.state = CameraState.ENDED
         get_logger().info("camera_ended", last_seq=self._view.high_water)
@@ -185,22 +185,24 @@ class Capture:
             return
         if self._kind is TriggerKind.PRESENCE:
             self._watch_for_parts(frame)
-        elif frame.damage is not None or self._continuous.wants(frame):
+        elif self._continuous.wants(frame) or frame.damage is not None:
             self._inspect(frame)
 
     def _watch_for_parts(self, frame: Frame) -> None:
-        """One inspection for each part; one error for each run of damage, since a part may have passed in it unseen."""
-        if frame.damage is not None:
-            if not self._damage_told:
-                self._inspect(frame)
-            self._damage_told = True
-            return
-        self._damage_told = False
+        """One inspection for each part, and one error for each run of damage: a part may have passed in it unseen."""
         if self._presence is None:
-            self._presence = triggers.make_presence(self._camera.trigger, self._recipe, frame)
-        part = self._presence.feed(frame)
-        if part is not None:
+            self._presence = self._new_presence(frame)
+        for part in self._presence.feed(frame):
             self._inspect(part)
+
+    def _new_presence(self, frame: Frame) -> triggers.Presence:
+        height, width = frame.pixels_bgr.shape[:2]
+        settings = self._camera.trigger
+        return triggers.Presence(
+            settings.zone_xywh_px or box_of(self._recipe, (width, height)),
+            min_part_share=settings.min_part_share,
+            contrast_levels=settings.contrast_levels,
+        )
 
     def _inspect(self, frame: Frame) -> None:
         """Accepts a frame with its pixels, or as an error where a gate says so or the ring is full."""

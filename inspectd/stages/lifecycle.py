@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import structlog
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG = 1
 
 
+class Stage(StrEnum):
+    """The kinds of children."""
+
+    PUBLISHER = "publisher"
+    WORKER = "worker"
+    CAPTURE = "capture"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
     """What a child is told at birth."""
@@ -36,7 +45,8 @@ class Charge:
     settings: Settings
     recipes: dict[str, Recipe]
     """By camera name."""
-    recipe_epoch: int = 0
+    camera: str = ""
+    """Whose capture this is; empty for the other stages."""
 
 
 class Life:
@@ -67,15 +77,17 @@ class Life:
         self._told = True
 
 
-def live(charge: Charge, stage: str, work: Callable[[Life], None], **bound: str) -> None:
-    """The whole life of a child: runs `work` and turns how it ends into an exit code and one line of log.
+def live(charge: Charge, stage: Stage) -> None:
+    """The whole life of a child: does its work and turns how it ends into an exit code and one line of log.
 
     This is the target of `multiprocessing.Process`; it never returns normally.
     """
     _die_with(charge.parent_pid)
-    configure_log(charge.settings.log.level, charge.settings.log.format, stage=stage, **bound)
+    bound = {"stage": stage.value} | ({"camera": charge.camera} if charge.camera else {})
+    configure_log(charge.settings.log.level, charge.settings.log.format, **bound)
     logger = get_logger()
     try:
+        work = _work_of(stage)
         table = Table.attach(charge.table_name)
         life = Life(charge, table)
         life.beat()
@@ -95,6 +107,18 @@ def live(charge: Charge, stage: str, work: Callable[[Life], None], **bound: str)
     logger.debug("stage_ended")
     sys.stderr.flush()
     os._exit(ExitCode.DONE)
+
+
+def _work_of(stage: Stage) -> Callable[[Life], None]:
+    """What a stage does. Imported here, so that no process carries what only another one needs (torch, codecs)."""
+    match stage:
+        case Stage.CAPTURE:
+            from inspectd.stages.capture import work
+        case Stage.WORKER:
+            from inspectd.stages.worker import work
+        case Stage.PUBLISHER:
+            from inspectd.stages.publisher import work
+    return work
 
 
 def _say(line: str) -> None:

@@ -18,7 +18,7 @@ from inspectd.records import CameraState, DaemonState, Decision, Reason
 from inspectd.stages.answers import Frozen, as_error, entry_of, freeze, verdict_of
 from inspectd.stages.events import CameraLook, Event, EventWatch, Look
 from inspectd.stages.ledger import Answer, Ledger
-from inspectd.stages.lifecycle import Charge, Life, live
+from inspectd.stages.lifecycle import Life, Stage
 from inspectd.stages.requests import Requests
 from inspectd.telemetry import Metrics, MetricsServer, Sample
 from inspectd.transport import wire
@@ -38,13 +38,12 @@ HEARTBEAT_NS = 200_000_000
 TURN_S = 0.05
 LOST_RESULT_NS = 2_000_000_000
 DRAIN_NS = 3_000_000_000
-SILENT_LIMIT_NS = 1_000_000_000
-STAGE = "publisher"
+SILENT_LIMIT_NS = 2_000_000_000
 
 
-def publisher_main(charge: Charge) -> None:
-    """Entry point of the publisher's process."""
-    live(charge, STAGE, lambda life: Publisher(life).run())
+def work(life: Life) -> None:
+    """The publisher's process."""
+    Publisher(life).run()
 
 
 class Publisher:
@@ -295,7 +294,7 @@ class Publisher:
         settings, generation = self._charge.settings, self._charge.generation
 
         def mine(what: str) -> str:
-            return stage_endpoint(settings.sockets_dir, STAGE, generation, what)
+            return stage_endpoint(settings.sockets_dir, Stage.PUBLISHER, generation, what)
 
         self._results = Inbox(mine("results"))
         self._wakes = Inbox(mine("wake"))

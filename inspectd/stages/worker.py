@@ -20,22 +20,20 @@ from inspectd.recipe import Recipe
 from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason
 from inspectd.sources.open import probe
 from inspectd.stages.batching import Batcher, Ticket
-from inspectd.stages.lifecycle import Charge, Life, live
+from inspectd.stages.lifecycle import Life, Stage
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import Inbox, Outbox, stage_endpoint, wait
 from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Result, result_bytes
-from inspectd.viewport import frame_size_error
 
 IDLE_S = 0.02
 LOADING_LIMIT_NS = 600_000_000_000
-LEAST_LIMIT_NS = 1_000_000_000
-STAGE = "worker"
+LEAST_LIMIT_NS = 2_000_000_000
 
 
-def worker_main(charge: Charge) -> None:
-    """Entry point of the worker's process."""
-    live(charge, STAGE, lambda life: Worker(life).run())
+def work(life: Life) -> None:
+    """The worker's process."""
+    Worker(life).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +65,9 @@ class Worker:
             max_wait_ns=round(settings.worker.max_wait_ms * 1e6),
             reserve_ns=round(settings.publisher.publish_reserve_ms * 1e6),
         )
-        self._wakes = Inbox(stage_endpoint(settings.sockets_dir, STAGE, self._charge.generation, "wake"))
+        self._wakes = Inbox(stage_endpoint(settings.sockets_dir, Stage.WORKER, self._charge.generation, "wake"))
         self._results = Outbox(
-            lambda generation: stage_endpoint(settings.sockets_dir, "publisher", generation, "results"),
+            lambda generation: stage_endpoint(settings.sockets_dir, Stage.PUBLISHER, generation, "results"),
             lambda: self._table.publisher_generation,
         )
 
@@ -149,11 +147,7 @@ class Worker:
         """The largest frame of the recipe's cameras, as far as it is known before they run."""
         cameras = self._charge.settings.cameras.items()
         sizes = [probe(camera.source).size_wh_px for name, camera in cameras if self._charge.recipes[name] == recipe]
-        size_wh_px = max(sizes, key=lambda size: size[0] * size[1])
-        error = frame_size_error(recipe, size_wh_px)
-        if error is not None:
-            raise ConfigError(error)
-        return size_wh_px
+        return max(sizes, key=lambda size: size[0] * size[1])
 
     def _has_deadline(self, recipe: Recipe) -> bool:
         cameras = self._charge.settings.cameras

@@ -1,0 +1,118 @@
+"""Any child may die at any instant: every accepted frame is answered once, in order, and nothing passes in silence."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from daemons import Daemon, Seen, file_camera, running, shared
+
+MakeDaemon = Callable[..., Daemon]
+
+
+def a_live_daemon(make_daemon: MakeDaemon, cameras: int = 2) -> Daemon:
+    """Cameras that never end, three frames a second each."""
+    video = shared("data", "video", "bottle_bench_640x360.mp4")
+    camera = file_camera(video, pace="realtime", trigger="max_fps = 3", loop=True)
+    return make_daemon({f"cam{number}": camera for number in range(1, cameras + 1)}, recipe=RECIPE)
+
+
+RECIPE = "deadline_ms = 4000\n[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n"
+
+
+def pid_of(daemon: Daemon, name: str) -> int:
+    (found,) = [each["pid"] for each in daemon.ask("status")["processes"] if each["name"] == name]
+    return int(found)
+
+
+def inspected(seen: Seen, camera: str, after: int) -> bool:
+    return any(v["camera"] == camera and v["seq"] > after and v["decision"] != "error" for v in seen.verdicts)
+
+
+def every_number_is_answered(daemon: Daemon, seen: Seen) -> None:
+    """1…N in the journal without a gap; what was published is that, each once, in order."""
+    with sqlite3.connect(daemon.journal) as connection:
+        rows = connection.execute("SELECT camera, seq FROM verdicts ORDER BY camera, seq").fetchall()
+    for camera in daemon.cameras:
+        numbers = [seq for name, seq in rows if name == camera]
+        assert numbers == list(range(1, len(numbers) + 1))
+        published = seen.seqs(camera)
+        assert published == sorted(set(published))
+        assert set(published) <= set(numbers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("name", ["capture-cam1", "worker", "publisher"])
+def test_dead_or_silent_child_is_replaced(make_daemon: MakeDaemon, name: str, number: signal.Signals) -> None:
+    """A killed or stopped child is replaced; verdicts go on under the same session, without a gap or a repeat."""
+    daemon = a_live_daemon(make_daemon)
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: inspected(seen, "cam1", 2) and inspected(seen, "cam2", 2))
+        old = pid_of(daemon, name)
+        last = max(subscriber.seen.seqs("cam1"))
+        psutil.Process(old).send_signal(number)
+        subscriber.until(lambda seen: inspected(seen, "cam1", last + 2) and inspected(seen, "cam2", last + 2))
+        assert pid_of(daemon, name) != old
+        daemon.signal(signal.SIGTERM)
+        seen = subscriber.until(lambda seen: seen.state == "stopping")
+        assert daemon.wait() == 0
+    assert len({beat["session"] for beat in seen.heartbeats}) == 1
+    every_number_is_answered(daemon, seen)
+
+
+def test_what_a_dead_worker_held_is_answered_at_once(make_daemon: MakeDaemon) -> None:
+    """Frames in flight in a killed worker become `error/worker_lost`, long before their deadline."""
+    video = shared("data", "video", "bottle_bench_640x360.mp4")
+    daemon = make_daemon({"cam1": file_camera(video, pace="fast", loop=True)})
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: inspected(seen, "cam1", 3))
+        psutil.Process(pid_of(daemon, "worker")).kill()
+        seen = subscriber.until(lambda seen: any(each["reason"] == "worker_lost" for each in seen.verdicts))
+        last = max(seen.seqs("cam1"))
+        subscriber.until(lambda seen: inspected(seen, "cam1", last))
+    assert seen.seqs("cam1") == list(range(1, max(seen.seqs("cam1")) + 1))
+    assert any(event["kind"] == "worker_restarted" for event in seen.events)
+
+
+def test_dead_supervisor_takes_all_with_it_and_the_next_start_answers(make_daemon: MakeDaemon) -> None:
+    """The children die with their parent; the next start journals `error/internal` under the old session."""
+    video = shared("data", "video", "bottle_bench_640x360.mp4")
+    daemon = make_daemon({"cam1": file_camera(video, pace="fast", loop=True)})
+    with running(daemon) as subscriber:
+        seen = subscriber.until(lambda seen: len(seen.verdicts) > 5)
+        session = seen.heartbeats[-1]["session"]
+        psutil.Process(pid_of(daemon, "worker")).suspend()
+        subscriber.read(0.3)
+        children = daemon.children()
+        daemon.signal(signal.SIGKILL)
+        daemon.wait()
+        assert psutil.wait_procs(children, timeout=5)[1] == []
+        left = daemon.segments()
+        assert left
+        daemon.start()
+        subscriber.until(lambda seen: seen.heartbeats[-1]["session"] != session)
+        assert not set(left) & set(daemon.segments())
+    with sqlite3.connect(daemon.journal) as connection:
+        query = 'SELECT seq, body LIKE \'%"reason":"internal"%\' FROM verdicts WHERE session = ? ORDER BY seq'
+        rows = connection.execute(query, (session,)).fetchall()
+    assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
+    assert any(internal for _, internal in rows)
+
+
+def test_stopped_line_is_answered_when_the_publisher_dies_after_its_last_frame(make_daemon: MakeDaemon) -> None:
+    """The publisher is killed while the last frames of a line that then stands still are under way."""
+    video = shared("data", "video", "dark_belt_1280x960.mp4")
+    daemon = make_daemon({"cam1": file_camera(video)}, recipe=RECIPE)
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: len(seen.verdicts) >= 30)
+        psutil.Process(pid_of(daemon, "publisher")).kill()
+        seen = subscriber.until(lambda seen: seen.ended("cam1") is not None)
+        deadline_s = time.monotonic() + 10
+        while len(rows := daemon.ask("history", camera="cam1", since_seq=0)["verdicts"]) < 40:
+            assert time.monotonic() < deadline_s
+    assert [row["seq"] for row in rows] == list(range(1, 41))
+    assert seen.heartbeats[-1]["cameras"]["cam1"]["last_seq"] == 40
