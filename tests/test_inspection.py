@@ -236,7 +236,7 @@ def test_scores_need_no_threshold_but_verdicts_do(tmp_path: Path):
     "text",
     [
         "",
-        "[region]\npolygon_px = [[8, 4], [150, 20], [120, 110], [20, 90]]\n[tiling]\ntile_px = 90",
+        "[region]\npolygon_px = [[8, 4], [150, 20], [120, 110], [20, 90]]\n[tiling]\ntile_px = 120",
     ],
 )
 def test_any_batch_size_gives_the_same_inspections(tmp_path: Path, text: str):
@@ -266,6 +266,24 @@ def test_windows_left_out_beside_the_polygon_change_nothing_inside(tmp_path: Pat
         assert np.allclose(part.anomaly_map()[inside], full.anomaly_map()[inside], atol=2e-5)
         assert left_out.mean() > 0.2
         assert full.anomaly_map().min() > 0
+
+
+@pytest.mark.parametrize("text", ["", "[tiling]\ntile_px = 120"])
+def test_localising_on_fail_changes_no_decision_and_no_score(tmp_path: Path, text: str):
+    """Only frames that fail get regions; score and decision of every frame are those of the full model."""
+    full, frames = golden_recipe(tmp_path, text, name="full"), noise_frames(4)
+    scores = [found.score for found in Inspector(full, golden_detector(full)).inspect(frames)]
+    middle = float(np.median(scores))
+    rule = full.decision.model_copy(update={"threshold": middle, "pixel_threshold": 0.2})
+    lazy = full.detector.model_copy(update={"mode": "localise_on_fail"})
+    full = full.model_copy(update={"decision": rule})
+    quick = full.model_copy(update={"detector": lazy})
+    wanted = Inspector(full, golden_detector(full)).inspect(frames)
+    found = Inspector(quick, golden_detector(quick)).inspect(frames)
+    assert [one.decision for one in found] == [one.decision for one in wanted]
+    assert [one.score for one in found] == pytest.approx([one.score for one in wanted], abs=1e-5)
+    assert {bool(one.regions) for one in found if one.decision is Decision.PASS} == {False}
+    assert {bool(one.regions) for one in found if one.decision is Decision.FAIL} == {True}
 
 
 def test_the_identity_changes_with_whatever_the_model_is_shown(tmp_path: Path):

@@ -134,6 +134,31 @@ def test_morphology_is_that_of_the_definition(diameter: int, kind: str):
     assert np.array_equal(found.mask.labels > 0, wanted[y : y + h, x : x + w])
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_regions_of_random_maps_are_those_of_scipy(seed: int):
+    """Areas, boxes, centroids and scores agree with an independent labelling, region by region."""
+    rng = np.random.default_rng(seed)
+    anomaly_map = ndimage.gaussian_filter(rng.random((70, 90)), 2).astype(np.float32)
+    threshold = float(np.quantile(anomaly_map, 0.8))
+    roi = np.fromfunction(lambda y, x: (x - 45) ** 2 + (y - 35) ** 2 < 34**2, anomaly_map.shape)
+    found = find(anomaly_map, roi, threshold=threshold, origin=(7, 9), min_area_px=5)
+    labels, count = ndimage.label((anomaly_map >= threshold) & roi, np.ones((3, 3)))
+    large = [label for label in range(1, count + 1) if (labels == label).sum() >= 5]
+    assert len(found.regions) == len(large) > 3
+    by_corner = {(np.nonzero(labels == label)[0][0], np.nonzero(labels == label)[1][0]): label for label in large}
+    placed = np.zeros(anomaly_map.shape, np.uint8)
+    x0, y0 = found.mask.origin_xy_px[0] - 7, found.mask.origin_xy_px[1] - 9
+    placed[y0 : y0 + found.mask.labels.shape[0], x0 : x0 + found.mask.labels.shape[1]] = found.mask.labels
+    for region in found.regions:
+        ys, xs = np.nonzero(placed == region.id)
+        own = labels == by_corner[(ys[0], xs[0])]
+        assert np.array_equal(own, placed == region.id)
+        assert region.bbox_xywh_px == (7 + xs.min(), 9 + ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1)
+        assert region.centroid_xy_px == pytest.approx((7 + xs.mean(), 9 + ys.mean()))
+        assert region.score_max == anomaly_map[own].max()
+        assert region.score_mean == pytest.approx(anomaly_map[own].mean(), rel=1e-6)
+
+
 @pytest.mark.parametrize("diameter", [2, 3, 6, 7])
 def test_opening_at_the_border_of_the_map_keeps_what_may_go_on_beyond(diameter: int):
     """The frame's border is not the part's: half a blob at the border is not eroded from outside."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -39,27 +39,32 @@ def frames_of(path: Path, recipe: Recipe, *, presence: bool = False) -> Iterator
         yield from chosen(source, recipe, EVERY_PART if presence and not still else EVERY_FRAME)
 
 
-def chosen(source: FrameSource, recipe: Recipe, trigger: TriggerSettings) -> Iterator[Frame]:
+def chosen(
+    source: FrameSource, recipe: Recipe, trigger: TriggerSettings, on_read: Callable[[], None] = lambda: None
+) -> Iterator[Frame]:
     """The frames of an open source that the trigger takes, damaged ones among them, until the source ends.
+
+    Args:
+        on_read: called after each frame of the source, taken or not.
 
     Raises:
         SourceError: the source is lost.
     """
     match TriggerKind(trigger.kind):
         case TriggerKind.PRESENCE:
-            return _parts(source, recipe, trigger)
+            return _parts(_read(source, on_read), recipe, trigger)
         case TriggerKind.CONTINUOUS | TriggerKind.EXTERNAL:
-            return _continuous(source, trigger)
+            return _continuous(_read(source, on_read), trigger)
 
 
-def _continuous(source: FrameSource, trigger: TriggerSettings) -> Iterator[Frame]:
-    every = Continuous(every_nth=trigger.every_nth, max_fps=None)
-    return (frame for frame in _read(source) if frame.damage is not None or every.wants(frame))
+def _continuous(frames: Iterator[Frame], trigger: TriggerSettings) -> Iterator[Frame]:
+    every = Continuous(every_nth=trigger.every_nth)
+    return (frame for frame in frames if frame.damage is not None or every.wants(frame))
 
 
-def _parts(source: FrameSource, recipe: Recipe, trigger: TriggerSettings) -> Iterator[Frame]:
+def _parts(frames: Iterator[Frame], recipe: Recipe, trigger: TriggerSettings) -> Iterator[Frame]:
     presence: Presence | None = None
-    for frame in _read(source):
+    for frame in frames:
         if presence is None:
             size_wh_px = (frame.pixels_bgr.shape[1], frame.pixels_bgr.shape[0])
             presence = Presence(
@@ -72,11 +77,12 @@ def _parts(source: FrameSource, recipe: Recipe, trigger: TriggerSettings) -> Ite
         yield from presence.flush()
 
 
-def _read(source: FrameSource) -> Iterator[Frame]:
+def _read(source: FrameSource, on_read: Callable[[], None]) -> Iterator[Frame]:
     while True:
         try:
             frame = source.read(_READ_S)
         except EndOfSource:
             return
         if frame is not None:
+            on_read()
             yield frame

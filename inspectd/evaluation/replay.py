@@ -86,13 +86,11 @@ def replay(
         closing(open_source(source_of(path))) as source,
         Evidence(out_dir, pictures=pictures, title=f"{recipe.name} · {path.name}") as evidence,
     ):
-        frames = chosen(source, recipe, trigger)
+        frames = chosen(source, recipe, trigger, lambda: progress(source.next_index, total))
         for frame, inspection in _inspected(inspector, frames, batch):
             verdict = _verdict(inspector, frame, inspection, seq=len(verdicts) + 1, camera=camera_of(path), kind=kind)
             verdicts.append(verdict)
             evidence.add(verdict, inspection, frame)
-            progress(source.next_index, total)
-        progress(source.next_index, total)
         evidence.finish()
         read = source.next_index
     found = summary(
