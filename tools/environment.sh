@@ -120,8 +120,8 @@ _advice() {
     *"No space left"*) echo "free some GB on the disk of $root (or point TMPDIR to a larger one) and run this again" ;;
     *"no fit Python"*) echo "install Python 3.11 or newer (Debian: apt-get install python3 python3-venv) and run this again" ;;
     *"No module named pip"*) echo "install pip or venv for this Python (Debian: apt-get install python3-venv) and run this again" ;;
-    *NewConnectionError* | *"name resolution"* | *"timed out"* | *ProxyError* | *SSLError* | *"No matching distribution"*)
-      echo "pip did not get a package: check the network and pip's own settings (pip config list, PIP_INDEX_URL, HTTPS_PROXY) and run this again" ;;
+    *NewConnectionError* | *"name resolution"* | *"timed out"* | *ProxyError* | *SSLError* | *ResolutionImpossible* | *"No matching distribution"*)
+      echo "pip did not get a package: check the network and pip's settings (pip config list, HTTPS_PROXY), or use Python 3.11 if this is a newer one, and run this again" ;;
     *) echo "read $_log; removing $root/.venv and running this again starts from nothing" ;;
   esac
 }
