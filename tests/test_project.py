@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -37,14 +37,14 @@ def readme_commands() -> list[str]:
     return [line.partition("  #")[0].strip() for line in lines if re.match(r"\s*(\S*/)?inspectd ", line)]
 
 
-def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
-    """The (sub)command that words on a command line call, and the words after it."""
-    command: click.Command = typer.main.get_command(app)
-    while isinstance(command, click.Group) and words:
+def options_of(words: list[str]) -> set[str]:
+    """The options that the verb takes which these words of a command line call."""
+    command: Any = typer.main.get_command(app)
+    while (verbs := getattr(command, "commands", None)) is not None and words:
         name, *words = words
-        assert name in command.commands, f"no verb {name!r}"
-        command = command.commands[name]
-    return command, words
+        assert name in verbs, f"no verb {name!r}"
+        command = verbs[name]
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def uncommented(text: str) -> str:
@@ -154,13 +154,13 @@ def test_readme_names_commands() -> None:
 @pytest.mark.parametrize("line", readme_commands())
 def test_readme_commands_exist(line: str) -> None:
     """Every verb and option that the README shows is one that the command line knows."""
-    command, words = command_of(shlex.split(line)[1:])
-    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    assert {word for word in words if word.startswith("-")} <= options | {"--help"}
+    words = shlex.split(line)[1:]
+    assert {word for word in words if word.startswith("-")} <= options_of(words) | {"--help"}
 
 
 def test_readme_paths_exist() -> None:
     """Every file of the project that the README names is there."""
     paths = set(re.findall(r"`((?:config|inspectd|systemd|tests|tools)/[\w./-]+)", readme()))
+    paths |= set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme()))
     assert len(paths) > 5
     assert {path for path in paths if not (ROOT / path).exists()} == set()

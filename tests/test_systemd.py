@@ -99,7 +99,7 @@ def test_service_manager_is_told(make_daemon: MakeDaemon, manager: socket.socket
     daemon.start()
     before = told(manager, "READY=1")
     assert "STOPPING=1" not in before
-    assert any(line.startswith("STATUS=inspecting") for line in before)
+    assert any(line.startswith("STATUS=ready") for line in before)
     assert daemon.ask("status")["ok"]
     told(manager, "WATCHDOG=1", timeout_s=30)
     daemon.process.terminate()
