@@ -7,7 +7,7 @@ by more than their own size between two frames keep their names. Coordinates are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -18,6 +18,7 @@ from inspectd.sources.foreground import Blob
 Boxes = NDArray[np.float64]
 """`(N, 4)`: x, y, width, height."""
 Vector = tuple[float, float]
+Box = tuple[int, int, int, int]
 
 SAME_OVERLAP = 0.3
 """A blob is a track's when they overlap by this share of the smaller of their boxes, once the belt's way is added."""
@@ -43,7 +44,13 @@ class Track:
     misses: int = 0
     travelled: float = 0.0
     still_since_s: float | None = None
-    entered_at_edge: bool = field(default=False)
+    parent: Track | None = None
+    """The part that it was one blob with in the last view."""
+    last_bbox_xywh: Box = (0, 0, 0, 0)
+
+    def covers(self, blob: Blob) -> bool:
+        """Whether most of a blob lies within this track's box."""
+        return _share_within(blob.bbox_xywh, self.blob.bbox_xywh) > FRAGMENT_OVERLAP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +82,18 @@ class Tracker:
         self._set_pace([v for v in moved if v is not None])
         matched, taken = {track.name for track, _ in pairs}, {blob.number for _, blob in pairs}
         over = [t for t in self.tracks if t.name not in matched and not self._survives(t, blobs, shift, steps)]
-        rest = [b for b in blobs if b.number not in taken and not self._is_fragment(b, [t for t, _ in pairs])]
-        new = [self._track(blob, time_s) for blob in rest]
+        free = [b for b in blobs if b.number not in taken]
+        rest = [b for b in free if not any(track.covers(b) for track, _ in pairs)]  # else a piece or a shadow of it
+        new = [self._track(blob, [t for t, _ in pairs], time_s) for blob in rest]
         self.tracks = [t for t in self.tracks if t not in over] + new
         return Changes(seen=[t for t, _ in pairs] + new, gone=over)
 
+    def drop(self, track: Track) -> None:
+        """Forgets a track that was no part."""
+        self.tracks.remove(track)
+
     def leaves_soon(self, track: Track) -> bool | None:
-        """Whether the next frame will show a track further from the centre than this one; None if its way is unknown."""
+        """Whether the next frame will show a track further from the centre; None if its way is unknown."""
         velocity = track.velocity_xy or self.pace_xy
         if velocity is None:
             return None
@@ -135,8 +147,8 @@ class Tracker:
             score[row] = (_overlap(moved, _boxes(blobs)) - 0.05 * np.arange(len(ways))[:, None]).max(axis=0)
         pairs = []
         while score.max() > SAME_OVERLAP:
-            row, column = np.unravel_index(int(score.argmax()), score.shape)
-            pairs.append((self.tracks[int(row)], blobs[int(column)]))
+            row, column = divmod(int(score.argmax()), len(blobs))
+            pairs.append((self.tracks[row], blobs[column]))
             score[row, :] = score[:, column] = 0.0
         return pairs
 
@@ -153,6 +165,7 @@ class Tracker:
             track.still_since_s = time_s
         track.travelled += distance
         track.velocity_xy = velocity if whole else (track.velocity_xy or self.pace_xy or velocity)
+        track.last_bbox_xywh = track.blob.bbox_xywh
         track.blob, track.centre_xy = blob, blob.centroid_xy
         track.seen, track.misses = track.seen + 1, 0
         return velocity if whole else None
@@ -178,25 +191,14 @@ class Tracker:
         )
         return self._is_inside(track.centre_xy) and (merged or track.misses <= MOST_MISSES)
 
-    def _is_fragment(self, blob: Blob, tracks: list[Track]) -> bool:
-        """Whether a blob lies within the box of a part that is there already: a piece of it, or its shadow."""
-        if not tracks:
-            return False
-        x, y, width, height = blob.bbox_xywh
-        boxes = _boxes([track.blob for track in tracks])
-        left, top = np.maximum(boxes[:, 0], x), np.maximum(boxes[:, 1], y)
-        right = np.minimum(boxes[:, 0] + boxes[:, 2], x + width)
-        bottom = np.minimum(boxes[:, 1] + boxes[:, 3], y + height)
-        inside = np.clip(right - left, 0, None) * np.clip(bottom - top, 0, None) / (width * height)
-        return bool(inside.max() > FRAGMENT_OVERLAP)
-
-    def _track(self, blob: Blob, time_s: float) -> Track:
+    def _track(self, blob: Blob, tracks: list[Track], time_s: float) -> Track:
+        parents = (t for t in tracks if _share_within(blob.bbox_xywh, t.last_bbox_xywh) > FRAGMENT_OVERLAP)
         return Track(
             name=next(self._names),
             blob=blob,
             centre_xy=blob.centroid_xy,
             still_since_s=time_s,
-            entered_at_edge=blob.clipped,
+            parent=next(parents, None),
         )
 
     def _is_inside(self, point_xy: Vector) -> bool:
@@ -205,6 +207,14 @@ class Tracker:
 
 def _boxes(blobs: Sequence[Blob]) -> Boxes:
     return np.asarray([blob.bbox_xywh for blob in blobs], np.float64).reshape(-1, 4)
+
+
+def _share_within(inner_xywh: Box, outer_xywh: Box) -> float:
+    """How much of one box lies within another."""
+    (x, y, width, height), (x0, y0, width0, height0) = inner_xywh, outer_xywh
+    shared_x = min(x + width, x0 + width0) - max(x, x0)
+    shared_y = min(y + height, y0 + height0) - max(y, y0)
+    return max(0, shared_x) * max(0, shared_y) / (width * height)
 
 
 def _overlap(left: Boxes, right: Boxes) -> NDArray[np.float64]:

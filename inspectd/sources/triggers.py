@@ -12,12 +12,17 @@ SETTLE_S = 0.3
 """A part that stands so long near the centre is taken there."""
 SETTLE_ASIDE_S = 1.5
 """A part that stands so long elsewhere, wholly in the zone, is taken there: nobody brings it nearer."""
+GHOST_S = 0.12
+"""What stands so long may be the place of a part that was taken for belt."""
+LAID_VIEWS = 2
+"""What turns up so soon at the place of a ghost that had fired is the part that had lain there."""
 NEAR_SHARE = 0.2
 """Near the centre: within so large a share of the zone's longer side."""
-FLICKER_VIEWS = 2
-"""What appears in the middle of the zone and is gone after so few views was no part."""
+MOVED_PX = 2.0
+"""What is gone without having moved so far in the view was a flicker, no part."""
 GAP_FRAMES = 30
 """After so many lost frames nothing in the zone is known any more."""
+GAP_S = 3.0
 DAMAGE_AGAIN_S = 1.0
 
 
@@ -73,7 +78,11 @@ class Presence:
         self._near = NEAR_SHARE * max(self._foreground.size_wh)
         self._candidates: dict[int, _Candidate] = {}
         self._last_index: int | None = None
+        self._last_pts_s: float | None = None
         self._damaged_s: float | None = None
+        self._laid: Track | None = None
+        self._laid_view = 0
+        self._views = 0
         self.parts_dismissed = 0
         """Patches that came and went like no part does."""
 
@@ -88,12 +97,14 @@ class Presence:
         if frame.damage is not None:
             return self._damaged(frame, time_s)
         self._damaged_s = None
+        self._views += 1
         steps = 1 if self._last_index is None else max(1, frame.index - self._last_index)
-        fired = self.flush() if steps > GAP_FRAMES else []
-        self._last_index = frame.index
+        fired = self.flush() if steps > GAP_FRAMES or self._jumped(frame) else []
+        self._last_index, self._last_pts_s = frame.index, frame.pts_s
         changes = self._tracker.feed(self._foreground.look(frame.pixels_bgr, time_s), steps, time_s)
         fired += [best for track in changes.gone if (best := self._left(track)) is not None]
-        fired += [best for track in changes.seen if (best := self._seen(track, frame, time_s)) is not None]
+        seen = [track for track in changes.seen if not self._lay_ghost(track, time_s)]
+        fired += [best for track in seen if (best := self._seen(track, frame, time_s)) is not None]
         return sorted(fired, key=lambda best: best.index)
 
     def flush(self) -> list[Frame]:
@@ -102,6 +113,12 @@ class Presence:
         self._tracker.tracks = []
         self._candidates = {}
         return sorted(fired, key=lambda best: best.index)
+
+    def _jumped(self, frame: Frame) -> bool:
+        """Whether the stream's own time says that this is another connection, or much later."""
+        if frame.pts_s is None or self._last_pts_s is None:
+            return False
+        return not 0 <= frame.pts_s - self._last_pts_s <= GAP_S
 
     def _damaged(self, frame: Frame, time_s: float) -> list[Frame]:
         if self._damaged_s is not None and 0 <= time_s - self._damaged_s < DAMAGE_AGAIN_S:
@@ -112,34 +129,48 @@ class Presence:
     def _seen(self, track: Track, frame: Frame, time_s: float) -> Frame | None:
         """A part in this frame: remembers its best moment; returns it once it is over."""
         key = track.blob.clipped, self._tracker.off_centre(track.centre_xy)
-        candidate = self._candidates.setdefault(track.name, _Candidate(frame=frame, key=key))
+        candidate = self._candidates.get(track.name)
+        if candidate is None:
+            came_off = self._came_off_fired(track)
+            candidate = self._candidates[track.name] = _Candidate(frame=None if came_off else frame, key=key)
         if candidate.frame is None:
             return None
         if key < candidate.key:
             candidate.frame, candidate.key = frame, key
-        if self._has_settled(track, time_s):
-            if self._foreground.is_ghost(track.blob):
-                self._foreground.absorb(track.blob)
-                self.parts_dismissed += 1
-                candidate.frame = None
-                return None
+        still_s = 0.0 if track.still_since_s is None else time_s - track.still_since_s
+        if not track.blob.clipped and still_s >= (SETTLE_S if key[1] < self._near else SETTLE_ASIDE_S):
             candidate.frame = frame
             return self._fire(candidate)
         moving = track.travelled > 0 or self._tracker.pace_xy is not None
         return self._fire(candidate) if moving and self._tracker.leaves_soon(track) else None
 
-    def _has_settled(self, track: Track, time_s: float) -> bool:
-        if track.still_since_s is None or track.blob.clipped:
+    def _came_off_fired(self, track: Track) -> bool:
+        """Whether a new track is a piece of one that has fired: it had been one blob with it, or with its ghost."""
+        if self._laid is not None and self._views - self._laid_view <= LAID_VIEWS and self._laid.covers(track.blob):
+            return True
+        parent = None if track.parent is None else self._candidates.get(track.parent.name)
+        return parent is not None and parent.frame is None
+
+    def _lay_ghost(self, track: Track, time_s: float) -> bool:
+        """Whether a track is where a part lay when the belt was learnt; if so it is belt from now on."""
+        if track.still_since_s is None or time_s - track.still_since_s < GHOST_S:
             return False
-        near = self._tracker.off_centre(track.centre_xy) < self._near
-        return time_s - track.still_since_s >= (SETTLE_S if near else SETTLE_ASIDE_S)
+        if not self._foreground.is_ghost(track.blob):
+            return False
+        self._foreground.absorb(track.blob)
+        self._tracker.drop(track)
+        candidate = self._candidates.pop(track.name, None)
+        if candidate is not None and candidate.frame is None:
+            self._laid, self._laid_view = track, self._views
+        self.parts_dismissed += 1
+        return True
 
     def _left(self, track: Track) -> Frame | None:
         """A part that is gone fires now if it has not; a flicker does not."""
         candidate = self._candidates.pop(track.name, None)
         if candidate is None or candidate.frame is None:
             return None
-        if track.seen < FLICKER_VIEWS and not track.entered_at_edge:
+        if track.seen < 2 or track.travelled < MOVED_PX:
             self.parts_dismissed += 1
             return None
         return self._fire(candidate)
