@@ -1,46 +1,46 @@
 """The ring of one camera: slots of pixels in shared memory, each with a generation that a reader checks.
 
 A slot's generation is odd while it is written. A reader looks at it before **and after** its copy; a slot that was
-used again under a slow reader is noticed, never scored. Each field has one writer: capture writes `generation` and
-`seq`, the worker writes `released`. A slot is free when the worker has released it, or when its frame is answered for
-whatever reason.
+used again under a slow reader is noticed, never scored. Each word has one writer: capture writes `generation` and
+`seq`, the worker writes `released`. A slot is free when the worker has released it, when its frame is answered for
+whatever reason, or when its writer died in the middle.
 
-Stores are single aligned 8-byte words. On x86 they become visible in program order, which is what a sequence lock
-needs; on a weaker machine (ARM) the kernel calls around them (the wake-up's send and receive) order them.
+The order of stores that this needs: odd generation, then pixels, then even generation; and of loads: generation, then
+pixels, then generation. `memory.py` says why it holds. (A copy of megabytes may bypass the caches with stores that
+are weakly ordered even on x86; the C library ends such a copy with the fence that orders them.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from numpy.typing import NDArray
 
 from inspectd.errors import TransportError
 from inspectd.records import PixelsU8
-from inspectd.transport.memory import Segment
+from inspectd.transport.memory import WORD_BYTES, Segment, fence
 
 MAGIC = 0x494E_5350_5249_4E47
 PAGE = 4096
-HEAD = np.dtype([("magic", "<u8"), ("slots", "<u8"), ("slot_bytes", "<u8")])
-SLOT = np.dtype([("generation", "<u8"), ("released", "<u8"), ("seq", "<u8"), ("spare", "<u8", 5)])
-"""One cache line, so that capture and worker do not share one of another slot."""
+SLOT_WORDS = 8
+"""One cache line a slot, so that capture and worker do not share one of another slot."""
+_HEAD_MAGIC, _HEAD_SLOTS, _HEAD_SLOT_BYTES = range(3)
+_GENERATION, _RELEASED, _SEQ = range(3)
 
 
 class Ring:
-    """The slots of one camera."""
+    """The slots of one camera. Whatever stands in the memory, a reader gets a frame or None."""
 
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
-        head = segment.bytes[: HEAD.itemsize].view(HEAD)[0]
-        if head["magic"] != MAGIC or len(segment.bytes) != _size(int(head["slots"]), int(head["slot_bytes"])):
+        if len(segment.words) <= _HEAD_SLOT_BYTES or segment.words[_HEAD_MAGIC] != MAGIC:
             raise TransportError(f"{segment.name}: not a ring of this version")
-        self.slots = int(head["slots"])
-        self.slot_bytes = int(head["slot_bytes"])
-        heads = segment.bytes[PAGE : PAGE + self.slots * SLOT.itemsize].view(SLOT)
-        self._generation: NDArray[np.uint64] = heads["generation"]
-        self._released: NDArray[np.uint64] = heads["released"]
-        self._seq: NDArray[np.uint64] = heads["seq"]
-        first = _pixels_at(self.slots)
-        self._pixels = segment.bytes[first:].reshape(self.slots, _rounded(self.slot_bytes))
+        self.slots, self.slot_bytes = segment.words[_HEAD_SLOTS], segment.words[_HEAD_SLOT_BYTES]
+        if self.slots < 1 or self.slot_bytes < 1 or len(segment.bytes) != _size(self.slots, self.slot_bytes):
+            raise TransportError(f"{segment.name}: not a whole ring")
+        heads = PAGE // WORD_BYTES
+        self._heads = segment.words[heads : heads + self.slots * SLOT_WORDS]
+        self._pixels = segment.bytes[_pixels_at(self.slots) :].reshape(self.slots, _rounded(self.slot_bytes))
         self._next = 0
 
     @classmethod
@@ -51,8 +51,8 @@ class Ring:
             TransportError: shared memory cannot be had.
         """
         segment = Segment.create(name, _size(slots, slot_bytes))
-        head = segment.bytes[: HEAD.itemsize].view(HEAD)
-        head["slots"], head["slot_bytes"], head["magic"] = slots, slot_bytes, MAGIC
+        segment.words[_HEAD_SLOTS], segment.words[_HEAD_SLOT_BYTES] = slots, slot_bytes
+        segment.words[_HEAD_MAGIC] = MAGIC
         return cls(segment)
 
     @classmethod
@@ -68,34 +68,60 @@ class Ring:
         """A free slot for the writer, None where all hold frames that wait."""
         for offset in range(self.slots):
             slot = (self._next + offset) % self.slots
-            if self._released[slot] == self._generation[slot] or self._seq[slot] <= answered_through:
+            if self._is_free(slot, answered_through):
                 self._next = (slot + 1) % self.slots
                 return slot
         return None
 
-    def write(self, slot: int, pixels_bgr: PixelsU8, seq: int) -> int:
-        """Puts a frame `(H, W, 3) uint8` into a slot. The generation that its readers must find.
+    def write(
+        self, slot: int, pixels_bgr: PixelsU8, seq: int, after_step: Callable[[str], None] = lambda _: None
+    ) -> int:
+        """Puts a frame into a slot.
+
+        Args:
+            slot: as `claim` gave it.
+            pixels_bgr: `(H, W, 3) uint8`, contiguous or not.
+            after_step: told of each step, so that a test can kill between any two.
+
+        Returns:
+            the generation that readers of this frame must find.
 
         Raises:
-            TransportError: the frame is larger than a slot.
+            TransportError: the frame is larger than a slot, or none.
         """
-        if pixels_bgr.nbytes > self.slot_bytes:
+        if pixels_bgr.ndim != 3 or pixels_bgr.shape[2] != 3 or pixels_bgr.dtype != np.uint8:
+            raise TransportError(f"a frame is (H, W, 3) uint8, not {pixels_bgr.shape} {pixels_bgr.dtype}")
+        if not 0 < pixels_bgr.nbytes <= self.slot_bytes:
             raise TransportError(f"a frame of {pixels_bgr.nbytes} bytes does not fit a slot of {self.slot_bytes}")
-        writing = int(self._generation[slot]) | 1  # odd already where the last writer died in the middle
-        self._generation[slot] = writing
-        self._seq[slot] = seq
+        writing = self._heads[slot * SLOT_WORDS + _GENERATION] | 1  # odd already where a writer died in the middle
+        self._heads[slot * SLOT_WORDS + _GENERATION] = writing
+        fence()
+        after_step("opened")
+        self._heads[slot * SLOT_WORDS + _SEQ] = seq
+        after_step("named")
         np.copyto(self._frame(slot, *pixels_bgr.shape[:2]), pixels_bgr)
-        self._generation[slot] = writing + 1
+        after_step("copied")
+        fence()
+        self._heads[slot * SLOT_WORDS + _GENERATION] = writing + 1
+        after_step("closed")
         return writing + 1
 
     def view(self, slot: int, generation: int, height_px: int, width_px: int) -> PixelsU8 | None:
-        """The frame in a slot, not copied; None where the slot holds another. After use ask `still`."""
-        fits = 0 <= slot < self.slots and 0 < height_px * width_px * 3 <= self.slot_bytes
+        """The frame in a slot `(H, W, 3) uint8`, not copied; None where the slot holds another.
+
+        It may change while it is used: what was made of it counts only if `still` says so afterwards.
+        """
+        fits = height_px > 0 and width_px > 0 and height_px * width_px * 3 <= self.slot_bytes
         return self._frame(slot, height_px, width_px) if fits and self.still(slot, generation) else None
 
     def still(self, slot: int, generation: int) -> bool:
         """Whether a slot still holds what it held at that generation."""
-        return generation % 2 == 0 and int(self._generation[slot]) == generation
+        if not 0 <= slot < self.slots or generation < 1 or generation % 2:  # 0: never written
+            return False
+        fence()
+        same = self._heads[slot * SLOT_WORDS + _GENERATION] == generation
+        fence()
+        return same
 
     def read(self, slot: int, generation: int, height_px: int, width_px: int) -> PixelsU8 | None:
         """A copy of the frame in a slot; None where the slot held another before or after the copy."""
@@ -106,11 +132,20 @@ class Ring:
     def release(self, slot: int, generation: int) -> None:
         """The worker has done with the frame that a slot held at that generation."""
         if 0 <= slot < self.slots:
-            self._released[slot] = generation
+            self._heads[slot * SLOT_WORDS + _RELEASED] = generation
 
     def close(self) -> None:
-        """Lets go of the mapping."""
+        """Lets go of the mapping. The ring is of no use afterwards."""
+        self._heads = memoryview(b"").cast("q")
+        self._pixels = np.empty((0, 0), np.uint8)
+        self.slots = 0
         self._segment.close()
+
+    def _is_free(self, slot: int, answered_through: int) -> bool:
+        at = slot * SLOT_WORDS
+        generation = self._heads[at + _GENERATION]
+        abandoned = generation % 2 == 1  # by a writer that died: the only writer now is the one who asks
+        return abandoned or self._heads[at + _RELEASED] == generation or self._heads[at + _SEQ] <= answered_through
 
     def _frame(self, slot: int, height_px: int, width_px: int) -> PixelsU8:
         return self._pixels[slot, : height_px * width_px * 3].reshape(height_px, width_px, 3)
@@ -121,7 +156,7 @@ def _rounded(size_bytes: int) -> int:
 
 
 def _pixels_at(slots: int) -> int:
-    return PAGE + _rounded(slots * SLOT.itemsize)
+    return PAGE + _rounded(slots * SLOT_WORDS * WORD_BYTES)
 
 
 def _size(slots: int, slot_bytes: int) -> int:
