@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from inspectd.errors import SourceError
 from inspectd.recipe import IMAGE_SUFFIXES, Recipe
 from inspectd.records import Frame, TriggerKind
 from inspectd.settings import FileSource, FolderSource, TriggerSettings
@@ -28,15 +29,18 @@ def source_of(path: Path) -> FileSource | FolderSource:
 
 
 def frames_of(path: Path, recipe: Recipe, *, presence: bool = False) -> Iterator[Frame]:
-    """The frames of a recording, all of them or, of a video, one a part. Images are parts by themselves.
+    """The frames of a recording to measure, all of them or, of a video, one a part. Images are parts by themselves.
 
     Raises:
         ConfigError: the recording is missing or holds no frame.
-        SourceError: it breaks off.
+        SourceError: it breaks off, or a frame is damaged: nothing may be measured from that.
     """
     still = path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
     with closing(open_source(source_of(path))) as source:
-        yield from chosen(source, recipe, EVERY_PART if presence and not still else EVERY_FRAME)
+        for frame in chosen(source, recipe, EVERY_PART if presence and not still else EVERY_FRAME):
+            if frame.damage is not None:
+                raise SourceError(f"{path}: frame {frame.index} is damaged: {frame.damage}")
+            yield frame
 
 
 def chosen(

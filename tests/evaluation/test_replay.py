@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tests_inspection import BrightDetector, bright_recipe
 
-from inspectd.errors import ConfigError
+from inspectd.errors import ConfigError, SourceError
 from inspectd.evaluation.recordings import EVERY_PART, frames_of
 from inspectd.evaluation.replay import replay
 from inspectd.images import decode_label_png, read_image_bgr
@@ -186,6 +186,14 @@ def test_a_truncated_video_is_an_error_and_no_crash(tmp_path: Path):
     assert decisions[:20] == ["fail", "pass"] * 10
     assert done.summary.reasons["frame_corrupt"] == decisions.count("error") >= 1
     assert "error" in decisions[20:]
+
+
+def test_nothing_is_measured_from_a_damaged_frame(tmp_path: Path, folder: Path):
+    """Calibration must not take the black stand-in of an unreadable image for a good part."""
+    with pytest.raises(SourceError, match=r"images: frame 6 is damaged: part6\.png"):
+        list(frames_of(folder, bright_recipe(tmp_path)))
+    (folder / "part6.png").unlink()
+    assert len(list(frames_of(folder, bright_recipe(tmp_path), presence=True))) == 11
 
 
 def test_a_folder_that_holds_a_replay_is_not_overwritten(tmp_path: Path, folder: Path):
