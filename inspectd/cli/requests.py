@@ -31,7 +31,7 @@ def status(config: MaybeConfig = None, address: Endpoint = None, as_json: AsJson
 
 
 def trigger(
-    camera: Annotated[str, typer.Argument(help='A camera with trigger.kind = "external".')],
+    camera: Annotated[str, typer.Argument(metavar="CAMERA", help='A camera with trigger.kind = "external".')],
     *,
     trigger_id: Annotated[
         str | None, typer.Option("--id", help="The trigger's own name; the same one again gives the same seq.")

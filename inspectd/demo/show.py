@@ -38,7 +38,7 @@ def show(keep: Path, *, picture: bool, folder: Path = FOLDER) -> ExitCode:
     """
     console = Console(highlight=False)
     truth = read_truth(folder / "sample.json")
-    console.print(f"{len(truth.parts)} parts of {folder / 'sample.mp4'}, inspected by a daemon of its own:")
+    console.print(f"{len(truth.parts)} parts pass a camera; a daemon of its own inspects them:")
     started_s = time.monotonic()
     with running(folder, keep) as daemon, console.status("starting the daemon") as status:
 
@@ -49,8 +49,10 @@ def show(keep: Path, *, picture: bool, folder: Path = FOLDER) -> ExitCode:
     verdicts = [published.verdicts[seq] for seq in sorted(published.verdicts)]
     score = compare(truth, verdicts)
     console.print(summary(score, time.monotonic() - started_s))
-    kept = _keep(folder, keep, truth, published, score, picture=picture)
-    console.print(f"{kept}; journal and log in {keep}/")
+    _keep(folder, keep, truth, published, score, picture=picture)
+    if picture:
+        console.print(f"picture: {keep / 'parts.png'}", soft_wrap=True)
+    console.print(f"verdicts, journal and log: {keep}/", soft_wrap=True)
     return ExitCode.DONE if score.good_enough else ExitCode.FOUND_WRONG
 
 
@@ -60,16 +62,13 @@ def line_of(truth: Truth, verdict: Mapping[str, Any]) -> Text:
     decision = verdict["decision"]
     number = "?" if part is None else str(part.id)
     line = Text(f"part {number:>3}  ").append(f"{decision.upper():5}", style=STYLES.get(decision, ""))
-    if verdict["score"] is None:
-        line.append(f"  {verdict['reason']:14}")
-    else:
-        line.append(f"  score {verdict['score']:.4f} ")
-    line.append(f"  {_region(verdict):38}", style="dim")
+    line.append(f"  {verdict['reason']:14}" if verdict["score"] is None else f"  {verdict['score']:.4f}")
+    line.append(f"  {_region(verdict):25}", style="dim")
     if part is None:
         return line.append("  there is no such part", style="bold red")
     what = ", ".join(part.defects) or "good"
     right = part.is_right(verdict)
-    return line.append(f"  {what}" if right else f"  wrong, it is: {what}", style="" if right else "bold red")
+    return line.append(f"  {what}" if right else f"  WRONG, it is: {what}", style="" if right else "bold red")
 
 
 def _region(verdict: Mapping[str, Any]) -> str:
@@ -77,7 +76,7 @@ def _region(verdict: Mapping[str, Any]) -> str:
         return "no region"
     x, y, w, h = verdict["regions"][0]["bbox_xywh_px"]
     more = len(verdict["regions"]) - 1
-    return f"region {w}x{h} px at {x},{y}" + (f" and {more} more" if more else "")
+    return f"{w}x{h} px at {x},{y}" + (f" +{more}" if more else "")
 
 
 def summary(score: Score, took_s: float) -> Table:
@@ -97,16 +96,14 @@ def summary(score: Score, took_s: float) -> Table:
     return table
 
 
-def _keep(folder: Path, keep: Path, truth: Truth, published: Published, score: Score, *, picture: bool) -> str:
-    """Writes what is to be kept, and says where."""
+def _keep(folder: Path, keep: Path, truth: Truth, published: Published, score: Score, *, picture: bool) -> None:
     verdicts = [published.verdicts[seq] for seq in sorted(published.verdicts)]
     title = f"inspectd demo: {score.right} of {score.parts} parts judged right"
     try:
         lines = "".join(f"{json.dumps(verdict)}\n" for verdict in verdicts)
         (keep / "verdicts.jsonl").write_text(lines, encoding="utf-8")
-        if not picture:
-            return f"verdicts: {keep / 'verdicts.jsonl'}"
-        (keep / "parts.png").write_bytes(draw_sheet(folder / "sample.mp4", truth, verdicts, published.masks, title))
+        if picture:
+            sheet = draw_sheet(folder / "sample.mp4", truth, verdicts, published.masks, title)
+            (keep / "parts.png").write_bytes(sheet)
     except OSError as error:
         raise ConfigError(f"{keep}: {error.strerror or error}; choose another folder with --keep") from error
-    return f"picture: {keep / 'parts.png'}; verdicts: {keep / 'verdicts.jsonl'}"
