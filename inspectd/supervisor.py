@@ -6,11 +6,13 @@ back-off, as a new generation with sockets of its own. A wrong configuration (ex
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
@@ -26,7 +28,7 @@ from inspectd.stages.notify import Notifier
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, segment_prefix
 from inspectd.transport.memory import sweep
 from inspectd.transport.ring import Ring
-from inspectd.transport.tickets import Table
+from inspectd.transport.tickets import CameraView, Table
 from inspectd.viewport import frame_size_error
 
 LOOK_S = 0.02
@@ -106,7 +108,7 @@ class Supervisor:
     # -- start ------------------------------------------------------------------------------------------------------
 
     def _slot_bytes(self) -> dict[str, int]:
-        """The largest frame of each camera, in bytes. Missing recordings and regions beyond the frame are found here."""
+        """The largest frame of each camera, in bytes. Missing recordings, regions beyond the frame are found here."""
         sizes = {}
         for name, camera in self._settings.cameras.items():
             width, height = probe(camera.source).size_wh_px
@@ -185,7 +187,7 @@ class Supervisor:
             for child in self._children:
                 self._look_after(child)
             self._open_when_ready()
-            self._notifier.watchdog()
+            self._tell_progress()
             if self._exit_at_end and self._all_ended():
                 return
             time.sleep(LOOK_S)
@@ -211,6 +213,11 @@ class Supervisor:
     def _bury(self, child: _Child, code: int) -> None:
         """Decides what the death of a child means: the end of the daemon, or a new generation, now or later."""
         child.process = None
+        if code == ExitCode.CONFIG and child.stage is Stage.CAPTURE and self._was_ready:
+            get_logger().error("camera_given_up", camera=child.camera)  # the other cameras go on
+            self._view(child.camera).state = CameraState.LOST
+            child.retry_s = math.inf
+            return
         if code in (ExitCode.CONFIG, ExitCode.ENDPOINT_HELD):
             self._exit_code = ExitCode(code)
             return
@@ -223,22 +230,40 @@ class Supervisor:
         if child.stage is Stage.WORKER:  # what it held is lost: the publisher answers it now, not at the next spawn
             self._table.worker_generation = child.generation + 1
         if child.stage is Stage.CAPTURE and often:
-            self._table.camera(child.index - 2).state = CameraState.LOST
+            self._view(child.camera).state = CameraState.LOST
 
     def _open_when_ready(self) -> None:
         """Lets cameras accept once the model is warm; from then on whatever happens is answered."""
-        cameras = [self._table.camera(index) for index in range(len(self._settings.cameras))]
-        settled = all(camera.state is not CameraState.STARTING for camera in cameras)
+        settled = all(view.state is not CameraState.STARTING for view in self._views())
         if self._was_ready or not (self._table.worker_ready and settled):
             return
         self._was_ready = True
         self._table.accepting = True
-        self._notifier.ready(f"inspecting with {len(cameras)} camera(s)")
+        self._notifier.ready(self._status())
         get_logger().info("daemon_ready")
 
+    def _tell_progress(self) -> None:
+        self._notifier.watchdog()
+        if self._was_ready:
+            self._notifier.status(self._status())
+
+    def _status(self) -> str:
+        """One line for `systemctl status`."""
+        views = list(self._views())
+        lost = sum(view.state is CameraState.LOST for view in views)
+        state = "ready" if self._table.worker_ready and not lost else "degraded"
+        return f"{state}: {len(views)} cameras, {lost} lost, {sum(view.answered_through for view in views)} verdicts"
+
     def _all_ended(self) -> bool:
-        views = [self._table.camera(index) for index in range(len(self._settings.cameras))]
-        return all(view.state is CameraState.ENDED and view.answered_through == view.high_water for view in views)
+        return all(
+            view.state is CameraState.ENDED and view.answered_through == view.high_water for view in self._views()
+        )
+
+    def _view(self, camera: str) -> CameraView:
+        return self._table.camera(self._table.cameras.index(camera))
+
+    def _views(self) -> Iterator[CameraView]:
+        return map(self._view, self._table.cameras)
 
     # -- stop -------------------------------------------------------------------------------------------------------
 

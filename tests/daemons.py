@@ -96,7 +96,7 @@ class Daemon:
                 stdout=subprocess.DEVNULL,
                 text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | self.environment,
-                start_new_session=True,
+                process_group=0,
             )
 
     def run(self, *more: str, timeout_s: float = PATIENCE_S) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-import time
 from collections.abc import Callable
 
 import psutil
@@ -34,15 +33,16 @@ def inspected(seen: Seen, camera: str, after: int) -> bool:
 
 
 def every_number_is_answered(daemon: Daemon, seen: Seen) -> None:
-    """1…N in the journal without a gap; what was published is that, each once, in order."""
+    """1…N, each published in order and once, or in the journal for those who were not there; never two answers."""
     with sqlite3.connect(daemon.journal) as connection:
-        rows = connection.execute("SELECT camera, seq FROM verdicts ORDER BY camera, seq").fetchall()
+        rows = connection.execute("SELECT session, camera, seq, body FROM verdicts").fetchall()
+    journaled = {(session, camera, seq): body for session, camera, seq, body in rows}
+    assert all(journaled.get(key, body) == body for key, body in seen.raw.items())
     for camera in daemon.cameras:
-        numbers = [seq for name, seq in rows if name == camera]
-        assert numbers == list(range(1, len(numbers) + 1))
         published = seen.seqs(camera)
         assert published == sorted(set(published))
-        assert set(published) <= set(numbers)
+        numbers = sorted({seq for _, name, seq in journaled if name == camera} | set(published))
+        assert numbers == list(range(1, len(numbers) + 1))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -97,7 +97,9 @@ def test_dead_supervisor_takes_all_with_it_and_the_next_start_answers(make_daemo
         subscriber.until(lambda seen: seen.heartbeats[-1]["session"] != session)
         assert not set(left) & set(daemon.segments())
     with sqlite3.connect(daemon.journal) as connection:
-        query = 'SELECT seq, body LIKE \'%"reason":"internal"%\' FROM verdicts WHERE session = ? ORDER BY seq'
+        query = (
+            'SELECT seq, CAST(body AS TEXT) LIKE \'%"reason":"internal"%\' FROM verdicts WHERE session = ? ORDER BY seq'
+        )
         rows = connection.execute(query, (session,)).fetchall()
     assert [seq for seq, _ in rows] == list(range(1, len(rows) + 1))
     assert any(internal for _, internal in rows)
@@ -108,11 +110,11 @@ def test_stopped_line_is_answered_when_the_publisher_dies_after_its_last_frame(m
     video = shared("data", "video", "dark_belt_1280x960.mp4")
     daemon = make_daemon({"cam1": file_camera(video)}, recipe=RECIPE)
     with running(daemon) as subscriber:
-        subscriber.until(lambda seen: len(seen.verdicts) >= 30)
-        psutil.Process(pid_of(daemon, "publisher")).kill()
-        seen = subscriber.until(lambda seen: seen.ended("cam1") is not None)
-        deadline_s = time.monotonic() + 10
-        while len(rows := daemon.ask("history", camera="cam1", since_seq=0)["verdicts"]) < 40:
-            assert time.monotonic() < deadline_s
-    assert [row["seq"] for row in rows] == list(range(1, 41))
-    assert seen.heartbeats[-1]["cameras"]["cam1"]["last_seq"] == 40
+        subscriber.until(lambda seen: len(seen.verdicts) >= 1)
+        publisher = psutil.Process(pid_of(daemon, "publisher"))
+        subscriber.until(lambda seen: len(seen.verdicts) >= 20)
+        publisher.kill()
+        subscriber.until(lambda seen: seen.heartbeats[-1]["cameras"]["cam1"]["last_seq"] == 40)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+    every_number_is_answered(daemon, subscriber.seen)

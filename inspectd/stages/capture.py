@@ -262,14 +262,18 @@ class Capture:
 
     def _accept(self, row: NewRow, frame: Frame | None, slot: int | None) -> int | None:
         """The acceptance itself. None where the table is full: then nothing was accepted, and it is counted."""
-        seq = self._view.high_water + 1
         if slot is not None and frame is not None:
-            generation = self._ring.write(slot, frame.pixels_bgr, seq)
+            generation = self._ring.write(slot, frame.pixels_bgr, self._view.high_water + 1)
             row = replace(row, slot=slot, slot_generation=generation)
-        if self._view.accept(row) is None:
+        seq = self._view.accept(row)
+        while seq is None and self._fast and not self._stopping():
+            self._life.beat()
+            time.sleep(FULL_S)
+            seq = self._view.accept(row)
+        if seq is None:
             self._view.frames_skipped += 1
-            return None
-        self._wake()
+        else:
+            self._wake()
         return seq
 
     def _accept_error(self, reason: Reason) -> None:

@@ -8,6 +8,8 @@ import time
 
 from inspectd.log import get_logger
 
+STATUS_EVERY_S = 2.0
+
 
 class Notifier:
     """Tells systemd READY, STATUS, WATCHDOG and STOPPING; does nothing outside of systemd."""
@@ -19,6 +21,7 @@ class Notifier:
         self._watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 if wants_watchdog else 0.0
         self._due_s = 0.0
         self._status = ""
+        self._status_due_s = 0.0
 
     def ready(self, status: str) -> None:
         """The models are warm and cameras may accept."""
@@ -26,9 +29,10 @@ class Notifier:
         self._send(f"READY=1\nSTATUS={status}")
 
     def status(self, status: str) -> None:
-        """One line for `systemctl status`; sent when it has changed."""
-        if status != self._status:
-            self._status = status
+        """One line for `systemctl status`; sent when it has changed, at most every two seconds."""
+        now_s = time.monotonic()
+        if status != self._status and now_s >= self._status_due_s:
+            self._status, self._status_due_s = status, now_s + STATUS_EVERY_S
             self._send(f"STATUS={status}")
 
     def watchdog(self) -> None:
