@@ -89,6 +89,8 @@ def test_unit_agrees_with_the_daemon() -> None:
     assert service["BindPaths"] == "%t/inspectd/shm:/dev/shm"
     assert service["RuntimeDirectoryPreserve"] == "yes"
     assert "inspectd/shm" in service["RuntimeDirectory"].split()
+    assert "AF_NETLINK" in service["RestrictAddressFamilies"].split()  # libzmq aborts without it,
+    assert "@resources" not in service["SystemCallFilter"]  # and without sched_setscheduler
 
 
 def test_service_manager_is_told(make_daemon: MakeDaemon, manager: socket.socket) -> None:
