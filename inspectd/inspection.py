@@ -133,7 +133,7 @@ class Inspector:
         Raises:
             ConfigError: a reference image cannot be read, or is of a size that the recipe cannot look at.
         """
-        self._recipe, self._detector, self._keep_maps = recipe, detector, keep_maps
+        self._recipe, self._detector, self.keep_maps = recipe, detector, keep_maps
         self._viewports: dict[tuple[int, int], Viewport] = {}
         if recipe.reference_paths:
             detector.enroll([image for path in recipe.reference_paths for image in self._reference(path)])
@@ -236,7 +236,7 @@ class Inspector:
             regions=found.regions,
             regions_truncated=found.truncated,
             mask=found.mask,
-            anomaly_map=anomaly_map if self._keep_maps else None,
+            anomaly_map=anomaly_map if self.keep_maps else None,
             map_origin_xy_px=measured.view.origin_xy_px,
             crop_ms=crop_ms,
             infer_ms=infer_ms,
@@ -253,7 +253,7 @@ class Inspector:
 
     def _regions(self, measured: Measurement, pixel_threshold: float) -> tuple[MapF32 | None, Regions]:
         hot = measured.peak >= pixel_threshold  # elsewhere no pixel reaches it, and the map need not be drawn
-        anomaly_map = measured.anomaly_map() if hot or self._keep_maps else None
+        anomaly_map = measured.anomaly_map() if hot or self.keep_maps else None
         if not hot or anomaly_map is None:
             return anomaly_map, Regions()
         filters, origin = self._recipe.filters, measured.view.origin_xy_px

@@ -162,6 +162,7 @@ class Seen:
     heartbeats: list[dict[str, Any]] = field(default_factory=list)
     beats_s: list[float] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    previews: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
     topics: list[str] = field(default_factory=list)
 
     def seqs(self, camera: str) -> list[int]:
@@ -179,14 +180,14 @@ class Seen:
 class Subscriber:
     """A subscriber that knows only the contract."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, topic: str = "") -> None:
         self.seen = Seen()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.set(zmq.RCVHWM, 0)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.RECONNECT_IVL, 20)
-        self._socket.set(zmq.SUBSCRIBE, b"")
+        self._socket.set(zmq.SUBSCRIBE, topic.encode())
         self._socket.connect(endpoint)
 
     def until(self, reached: Callable[[Seen], bool], timeout_s: float = PATIENCE_S) -> Seen:
@@ -222,6 +223,8 @@ class Subscriber:
                 self.seen.beats_s.append(time.monotonic())
             case "event":
                 self.seen.events.append(body)
+            case "preview":
+                self.seen.previews.append((body, parts[2]))
 
 
 @contextmanager

@@ -176,6 +176,23 @@ def test_late_joiner_asks_history(make_daemon: MakeDaemon, tmp_path: Path) -> No
     assert {each["name"] for each in status["processes"]} == {"publisher", "worker", "capture-cam1"}
 
 
+def test_preview_comes_to_those_who_ask_for_it_by_name(make_daemon: MakeDaemon) -> None:
+    """While somebody subscribes to a camera's previews its pictures come, at most so many a second."""
+    video = shared("data", "video", "bottle_bench_640x360.mp4")
+    camera = file_camera(video, pace="realtime", trigger="max_fps = 4", loop=True)
+    daemon = make_daemon({"cam1": camera, "cam2": camera}, extra="publisher = { preview_fps = 1.0 }")
+    with running(daemon) as everything:
+        everything.until(lambda seen: len(seen.verdicts) > 4)
+        assert not everything.seen.previews
+        viewer = Subscriber(daemon.verdicts, topic="preview/cam1/")
+        seen = viewer.until(lambda seen: len(seen.previews) >= 2)
+        viewer.close()
+    assert {body["camera"] for body, _ in seen.previews} == {"cam1"}
+    for body, jpeg in seen.previews:
+        jsonschema.validate(body, schema(Schema.PREVIEW))
+        assert cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape == (360, 640, 3)
+
+
 @pytest.mark.parametrize(
     ("request_body", "named"),
     [

@@ -7,6 +7,7 @@ publish, mark as answered. Deadlines and heartbeats bound how long a turn may wa
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -107,12 +108,17 @@ class Publisher:
         self._take_results()
         self._notice_lost_work(now_ns)
         self._answer_all(now_ns)
-        self._verdicts.serve_subscriptions()
+        self._serve_subscriptions()
         self._requests.serve(now_ns)
         for event in self._events.changes(self._look(), now_ns):
             self._publish_event(event)
         if now_ns >= self._beat_due_ns:
             self._publish_heartbeat(now_ns)
+
+    def _serve_subscriptions(self) -> None:
+        self._verdicts.serve_subscriptions()
+        for name, view in self._views.items():
+            view.preview_wanted = self._verdicts.wants_preview(name)
 
     # -- what was accepted and found ------------------------------------------------------------------------------
 
@@ -141,6 +147,9 @@ class Publisher:
 
     def _take_results(self) -> None:
         for parts in self._results.drain():
+            if parts[0] == b"":
+                self._publish_preview(parts)
+                continue
             try:
                 result = wire.result_from_bytes(parts[0])
                 name = self._table.cameras[result.camera]
@@ -153,6 +162,12 @@ class Publisher:
             mask_png = parts[1] if len(parts) > 1 else None
             if not self._ledgers[name].resolve(result, mask_png):
                 self._metrics.late_results.inc()
+
+    def _publish_preview(self, parts: list[bytes]) -> None:
+        head = json.loads(parts[1])
+        name = self._table.cameras[head["camera"]]
+        body = wire.preview_body(self._session, name, head["seq"], tuple(head["size_wh_px"]))
+        self._verdicts.send(wire.preview_topic(name), body, parts[2])
 
     def _notice_lost_work(self, now_ns: int) -> None:
         """What a dead worker held, and results that were sent but never came, become errors at once."""

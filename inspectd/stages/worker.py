@@ -6,6 +6,7 @@ free the slots. It beats between the model's steps, so a worker that is silent i
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason
 from inspectd.sources.open import probe
 from inspectd.stages.batching import Batcher, Ticket
 from inspectd.stages.lifecycle import Life, Stage
+from inspectd.stages.preview import PreviewClock, preview_jpeg
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import Inbox, Outbox, stage_endpoint, wait
 from inspectd.transport.tickets import Row
@@ -65,6 +67,7 @@ class Worker:
             max_wait_ns=round(settings.worker.max_wait_ms * 1e6),
             reserve_ns=round(settings.publisher.publish_reserve_ms * 1e6),
         )
+        self._previews = PreviewClock(settings.publisher.preview_fps)
         self._wakes = Inbox(stage_endpoint(settings.sockets_dir, Stage.WORKER, self._charge.generation, "wake"))
         self._results = Outbox(
             lambda generation: stage_endpoint(settings.sockets_dir, Stage.PUBLISHER, generation, "results"),
@@ -191,6 +194,8 @@ class Worker:
     def _run(self, batch: list[Ticket]) -> None:
         inspector = self._inspectors[batch[0].group]
         taken_ns = time.monotonic_ns()
+        previewed = self._previewed(batch, taken_ns)
+        inspector.keep_maps = bool(previewed)
         crops = [self._crops(inspector, ticket) for ticket in batch]
         sound = [(ticket, crop) for ticket, crop in zip(batch, crops, strict=True) if isinstance(crop, Crops)]
         inspections = iter(inspector.inspect_crops([crop for _, crop in sound]) if sound else [])
@@ -200,6 +205,22 @@ class Worker:
         for ticket, crop in zip(batch, crops, strict=True):
             inspection = _refusal(crop, inspector) if isinstance(crop, Reason) else next(inspections)
             self._send(ticket, inspector, inspection, taken_ns)
+            if ticket in previewed and isinstance(crop, Crops):
+                self._send_preview(ticket, crop, preview_jpeg(crop, inspection, inspector.recipe.pixel_threshold))
+
+    def _previewed(self, batch: list[Ticket], now_ns: int) -> list[Ticket]:
+        """The frames of a batch whose pictures somebody wants to see."""
+        return [
+            ticket
+            for ticket in batch
+            if self._views[ticket.camera].preview_wanted and self._previews.is_due(ticket.camera, now_ns)
+        ]
+
+    def _send_preview(self, ticket: Ticket, crop: Crops, jpeg: bytes) -> None:
+        """After the verdict, never before it; a picture that finds no room is dropped."""
+        height, width = crop.view.size_hw_px
+        head = {"camera": ticket.camera, "seq": ticket.row.seq, "size_wh_px": [width, height]}
+        self._results.send([b"", json.dumps(head).encode(), jpeg])
 
     def _crops(self, inspector: Inspector, ticket: Ticket) -> Crops | Reason:
         """The model's input, copied out of the slot, which is free from then on; or why there is none."""

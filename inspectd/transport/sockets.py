@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from typing import Any, Self
 import zmq
 
 from inspectd.errors import EndpointHeld, TransportError
-from inspectd.transport.wire import admits
+from inspectd.transport.wire import PREVIEW_ROOT, admits, preview_topic
 
 BIND_PATIENCE_S = 5.0
 MAX_REQUEST_BYTES = 64 * 1024
@@ -114,7 +115,7 @@ class VerdictSocket(_Socket):
         socket.set(zmq.XPUB_MANUAL, 1)
         _bind(socket, endpoint, BIND_PATIENCE_S, on_wait)
         super().__init__(socket)
-        self._previews = False
+        self._previews: Counter[bytes] = Counter()
 
     def send(self, topic: bytes, body: bytes, mask: bytes | None = None) -> None:
         """Publishes one message. A subscriber whose queue is full loses it (PUB semantics): hence `seq`."""
@@ -127,10 +128,20 @@ class VerdictSocket(_Socket):
             request = parts[0]
             if request[:1] == b"\1" and admits(request[1:]):
                 self.socket.set(zmq.SUBSCRIBE, request[1:])
+                self._previews[request[1:]] += 1
                 admitted.append(request[1:])
             elif request[:1] == b"\0":
                 self.socket.set(zmq.UNSUBSCRIBE, request[1:])
+                self._previews[request[1:]] -= 1
         return admitted
+
+    def wants_preview(self, camera: str) -> bool:
+        """Whether somebody asked for this camera's pictures by name; who subscribes to everything has not."""
+        topic = preview_topic(camera)
+        return any(
+            count > 0 and prefix.startswith(PREVIEW_ROOT) and topic.startswith(prefix)
+            for prefix, count in self._previews.items()
+        )
 
 
 class ControlSocket(_Socket):

@@ -3,8 +3,8 @@
 To accept a frame, capture writes its row and then raises the camera's `high_water`: that store is the moment of
 acceptance. A row beyond the mark is never read, and the next generation of capture overwrites it. Each word has one
 writer at a time: capture its camera's rows, state and counters; the worker `results_dropped` and a row's `result_*`;
-the publisher `answered_through` and `paused`; the supervisor the header; each child its own heartbeat. No locks:
-nothing a killed process held can stop another. `memory.py` says why words are whole and in order.
+the publisher `answered_through`, `paused` and `preview_wanted`; the supervisor the header; each child its heartbeat.
+No locks: nothing a killed process held can stop another. `memory.py` says why words are whole and in order.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ class CameraView(_Record):
     frames_damaged = _Word(7)
     wakeups_dropped = _Word(8)
     results_dropped = _Word(9)
+    preview_wanted = _Word(10)
 
     def __init__(self, words: Words, rows: Words) -> None:
         super().__init__(words)

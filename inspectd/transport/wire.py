@@ -119,7 +119,13 @@ def event_topic(kind: EventKind) -> bytes:
     return f"event/{kind}/".encode()
 
 
+def preview_topic(camera: str) -> bytes:
+    """The topic of a camera's preview pictures."""
+    return PREVIEW_ROOT + camera.encode() + b"/"
+
+
 HEARTBEAT_TOPIC = b"heartbeat/"
+PREVIEW_ROOT = b"preview/"
 
 
 def admits(subscription: bytes) -> bool:
