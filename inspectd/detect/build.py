@@ -12,7 +12,7 @@ import torch
 from inspectd.detect.cache import EmbeddingCache
 from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import TextTower, VisionTower
-from inspectd.detect.gemm import Precision
+from inspectd.detect.gemm import Precision, has_int8
 from inspectd.detect.identity import Facts
 from inspectd.detect.preprocess import Resize
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, Prompts, compose
@@ -102,6 +102,8 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
         return Precision.FP32 if device.type == "cpu" else Precision.BF16
     chosen = Precision(precision)
     unfit = {"cpu": (Precision.TF32, Precision.FP16), "cuda": (Precision.INT8,)}.get(device.type, ())
+    if device.type == "cpu" and not has_int8():
+        unfit = (*unfit, Precision.INT8)
     if chosen in unfit:
         allowed = ", ".join(member for member in Precision if member not in unfit)
         raise ConfigError(f"worker.precision {precision!r} is not for a {device.type} device; use {allowed} or auto")

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from inspectd.detect.cache import EmbeddingCache
 from inspectd.detect.clip import Beat, Group, VisionTower
+from inspectd.detect.gemm import Precision
 from inspectd.detect.identity import Facts, hash_pixels
 from inspectd.detect.preprocess import Resize, prepare
 from inspectd.detect.scoring import (
@@ -125,8 +126,11 @@ class Detector:
         grid_hw = tower.shape.grid_hw
         self._patches = [window_patches(grid_hw, scale, config.stride).to(tower.device) for scale in config.scales]
         tokens = 1 + tower.shape.patch_count + sum(len(patches) * (1 + patches.shape[1]) for patches in self._patches)
-        fitting = max(1, _FLOATS_PER_PASS_CPU // (tokens * tower.shape.width))
-        self._frames_per_pass = fitting if tower.device.type == "cpu" else _FRAMES_PER_PASS_GPU
+        self._frames_per_pass = max(1, _FLOATS_PER_PASS_CPU // (tokens * tower.shape.width))
+        if tower.device.type != "cpu":
+            self._frames_per_pass = _FRAMES_PER_PASS_GPU
+        if tower.precision is Precision.INT8:
+            self._frames_per_pass = 1  # frames that shared a range would change each other's scores
 
     @property
     def input_size_hw_px(self) -> tuple[int, int]:

@@ -22,6 +22,13 @@ def corner(*rows_columns: slice) -> np.ndarray:
     return region
 
 
+def test_batch_size_changes_nothing_in_int8(tmp_path: Path):
+    """In 8 bits a frame's score is its own too."""
+    detector, crops = small_detector(tmp_path, Precision.INT8), some_crops(3)
+    alone = [detector.score([crop])[0].score for crop in crops]
+    assert [one.score for one in detector.score(crops)] == pytest.approx(alone, abs=1e-6)
+
+
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize("frames_per_pass", [1, 3, 8])
 def test_batch_size_changes_nothing(tmp_path: Path, shots: int, frames_per_pass: int):
@@ -120,14 +127,16 @@ def test_clip_ac_sees_the_image_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_scores_that_are_not_finite_are_passed_on(tmp_path: Path, poison: float):
-    """A model that breaks gives NaN, never a normal-looking score."""
-    detector = small_detector(tmp_path)
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16, Precision.INT8])
+@pytest.mark.parametrize("shots", [0, 1])
+def test_scores_that_are_not_finite_are_passed_on(tmp_path: Path, poison: float, precision: Precision, shots: int):
+    """A model that breaks gives NaN, never a normal-looking score; 8 bits, which hold no NaN, are no exception."""
+    detector = small_detector(tmp_path, precision)
+    detector.enroll(some_crops(shots, seed=9))
     detector._tower._position[3] = poison
-    for shots in (0, 1):
-        detector.enroll([])
-        scored = detector.score(some_crops(1))[0] if not shots else None
-        assert scored is None or (np.isnan(scored.score) and np.isnan(scored.map).any())
+    scored = detector.score(some_crops(1))[0]
+    assert np.isnan(scored.score)
+    assert np.isnan(scored.map).any()
 
 
 @pytest.mark.parametrize("feature", list(PatchFeature))
@@ -162,10 +171,11 @@ def test_identity_changes_with_the_references(tmp_path: Path):
     assert detector.identity.sha256 == seen[0]
 
 
-def test_bf16_stays_near_fp32(tmp_path: Path):
-    """The same crops in bf16 score within 0.05 of fp32 on these weights, which are far rougher than real ones."""
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.INT8])
+def test_lower_precision_stays_near_fp32(tmp_path: Path, precision: Precision):
+    """The same crops score within 0.05 of fp32 on these weights, which are far rougher than real ones."""
     exact = small_detector(tmp_path).score(some_crops(3))
-    near = small_detector(tmp_path, Precision.BF16).score(some_crops(3))
+    near = small_detector(tmp_path, precision).score(some_crops(3))
     assert [one.score for one in near] == pytest.approx([one.score for one in exact], abs=0.05)
     assert any(one.score != other.score for one, other in zip(near, exact, strict=True))
 
