@@ -8,6 +8,8 @@ a dead one left is read by the living.
 from __future__ import annotations
 
 import contextlib
+import errno
+import socket as unix
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -307,7 +309,7 @@ def _bind(socket: zmq.Socket[Any], endpoint: str, patience_s: float, on_wait: Ca
     deadline_s = time.monotonic() + patience_s
     while True:
         try:
-            socket.bind(endpoint)
+            _bind_once(socket, endpoint)
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE:
                 socket.close()
@@ -322,6 +324,16 @@ def _bind(socket: zmq.Socket[Any], endpoint: str, patience_s: float, on_wait: Ca
         if on_wait is not None:
             on_wait()
         time.sleep(0.1)
+
+
+def _bind_once(socket: zmq.Socket[Any], endpoint: str) -> None:
+    """Binds, but never over a living program: libzmq would unlink its ipc socket and silently take the name."""
+    if endpoint.startswith("ipc:///"):
+        with unix.socket(unix.AF_UNIX) as probe:
+            probe.setblocking(False)
+            if probe.connect_ex(endpoint.removeprefix("ipc://")) in (0, errno.EAGAIN):
+                raise zmq.ZMQError(zmq.EADDRINUSE)
+    socket.bind(endpoint)
 
 
 def _connect(socket: zmq.Socket[Any], endpoint: str) -> None:
