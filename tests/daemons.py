@@ -50,6 +50,7 @@ class Daemon:
     cameras: dict[str, str]
     extra: str = ""
     recipe: str = "[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n"
+    metrics: str = ""
     process: subprocess.Popen[str] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -59,7 +60,7 @@ class Daemon:
         lines = [
             'state_dir = "state"',
             self.extra,
-            f'[endpoints]\nverdicts = "{self.verdicts}"\ncontrol = "{self.control}"\nmetrics = ""',
+            f'[endpoints]\nverdicts = "{self.verdicts}"\ncontrol = "{self.control}"\nmetrics = "{self.metrics}"',
             '[worker]\nthreads = 1\ndevice = "cpu"\nprecision = "fp32"',
         ]
         lines += [f'[cameras.{name}]\nrecipe = "part"\n{tables}' for name, tables in self.cameras.items()]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from inspectd.records import Decision, ModelIdentity, Reason, RecipeInfo, TriggerKind
+from inspectd.records import (
+    Decision,
+    FrameInfo,
+    Latency,
+    ModelIdentity,
+    Reason,
+    RecipeInfo,
+    Trigger,
+    TriggerKind,
+    Verdict,
+)
 from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Result
 
 RECIPE = RecipeInfo(name="bottle", sha256="ab" * 32)
-MODEL = ModelIdentity(
-    detector="winclip", backbone="tiny", weights_sha256="cd" * 32, precision="fp32", sha256="ef" * 32
-)
+MODEL = ModelIdentity(detector="winclip", backbone="tiny", weights_sha256="cd" * 32, precision="fp32", sha256="ef" * 32)
 
 
 def a_row(seq: int, **fields: Any) -> Row:
@@ -60,3 +68,26 @@ def a_result(seq: int, **fields: Any) -> Result:
         "post_ms": 1.0,
     }
     return Result(**sound | fields)
+
+
+def a_verdict(**fields: Any) -> Verdict:
+    """The verdict on a good part."""
+    sound: dict[str, Any] = {
+        "session": "0192f3",
+        "camera": "cam1",
+        "seq": 1,
+        "trigger": Trigger(kind=TriggerKind.CONTINUOUS),
+        "decision": Decision.PASS,
+        "reason": Reason.OK,
+        "recipe": RECIPE,
+        "deadline_ms": 500.0,
+        "journaled": True,
+        "simulated": True,
+        "score": 0.25,
+        "threshold": 0.5,
+        "frame": FrameInfo(index=0, size_wh_px=(64, 48), pts_s=0.0),
+        "model": MODEL,
+        "captured_utc_ns": 1_700_000_000_000_000_000,
+        "latency_ms": Latency(capture=0.1, queue=1.0, infer=10.0, post=1.0, publish=0.2, total=12.3),
+    }
+    return Verdict(**sound | fields)

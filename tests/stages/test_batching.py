@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from inspectd.stages.batching import Batcher, Ticket
 from tests_records import a_row
+
+from inspectd.stages.batching import Batcher, Ticket
 
 WAIT_NS = 100
 

@@ -7,10 +7,10 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests_records import a_result, a_row
 
 from inspectd.records import Reason
 from inspectd.stages.ledger import Answer, Ledger
-from tests_records import a_result, a_row
 
 RESERVE_NS = 20
 

@@ -1,0 +1,78 @@
+"""The last gates before a verdict: what is not vouched for in full is an error, never a pass."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from tests_records import MODEL, RECIPE, a_result, a_row
+
+from inspectd.records import Decision, MaskPlace, Reason, RecipeInfo, Region, Verdict
+from inspectd.stages.answers import freeze, verdict_of
+from inspectd.stages.ledger import Answer
+
+
+def verdict_on(outcome: Any, **row: Any) -> Verdict:
+    answer = Answer(row=a_row(1, **row), outcome=outcome)
+    return verdict_of(answer, session="s", camera="cam1", recipe=RECIPE, now_ns=2_001_000)
+
+
+def test_sound_result_becomes_its_verdict() -> None:
+    """A result that vouches for itself is published as the worker said it."""
+    verdict = verdict_on(a_result(1))
+    assert (verdict.decision, verdict.reason, verdict.score, verdict.model) == (Decision.PASS, Reason.OK, 0.25, MODEL)
+    assert verdict.latency_ms.total == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("decision", [Decision.PASS, Decision.FAIL])
+@pytest.mark.parametrize("field", ["score", "threshold"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_score_that_is_not_finite_is_an_error(decision: Decision, field: str, value: float) -> None:
+    """NaN is not less than a threshold: a verdict on it is `error/not_finite`."""
+    reason = Reason.OK if decision is Decision.PASS else Reason.ANOMALY
+    verdict = verdict_on(a_result(1, decision=decision, reason=reason, **{field: value}))
+    assert (verdict.decision, verdict.reason) == (Decision.ERROR, Reason.NOT_FINITE)
+
+
+def test_missing_score_is_an_error() -> None:
+    """A pass without a score vouches for nothing."""
+    assert verdict_on(a_result(1, score=None)).reason is Reason.NOT_FINITE
+
+
+def test_result_of_another_recipe_is_an_error() -> None:
+    """A score made by another recipe than the one in force is not believed."""
+    verdict = verdict_on(a_result(1, recipe=RecipeInfo(name="bottle", sha256="00" * 32)))
+    assert (verdict.decision, verdict.reason) == (Decision.ERROR, Reason.RECIPE_CHANGING)
+
+
+def test_result_without_a_frame_is_an_error() -> None:
+    """A pass for a trigger whose frame never came is impossible."""
+    assert verdict_on(a_result(1), frame_index=-1).decision is Decision.ERROR
+
+
+def test_pass_with_another_reason_is_an_error() -> None:
+    """Decision and reason must agree."""
+    assert verdict_on(a_result(1, reason=Reason.LATE)).decision is Decision.ERROR
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason not in (Reason.OK, Reason.ANOMALY)])
+def test_error_keeps_nothing_of_a_result(reason: Reason) -> None:
+    """An error carries no regions, no mask and no score."""
+    region = Region(id=1, bbox_xywh_px=(0, 0, 2, 2), area_px=4, centroid_xy_px=(1, 1), score_max=0.9, score_mean=0.8)
+    place = MaskPlace(origin_xy_px=(0, 0), size_wh_px=(2, 2))
+    verdict = verdict_on(a_result(1, decision=Decision.ERROR, reason=reason, regions=(region,), mask=place))
+    assert (verdict.decision, verdict.reason, verdict.score) == (Decision.ERROR, reason, None)
+    assert freeze(verdict, b"png").mask_png is None
+    assert json.loads(freeze(verdict, b"png").body)["regions"] == []
+
+
+def test_number_that_slips_through_is_caught_when_frozen() -> None:
+    """A region's score that is not finite turns the whole verdict into an error instead of a broken message."""
+    region = Region(
+        id=1, bbox_xywh_px=(0, 0, 2, 2), area_px=4, centroid_xy_px=(1, 1), score_max=math.nan, score_mean=0.8
+    )
+    frozen = freeze(verdict_on(a_result(1, regions=(region,))), None)
+    assert frozen.topic == b"verdict/cam1/error/"
+    assert json.loads(frozen.body)["reason"] == "not_finite"

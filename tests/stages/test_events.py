@@ -1,0 +1,63 @@
+"""Events are what changed in the table between two looks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from inspectd.records import CameraState
+from inspectd.stages.events import CameraLook, EventWatch, Look
+
+CAMERA = CameraLook(
+    name="cam1",
+    state=CameraState.READY,
+    accepted_through=5,
+    answered_through=5,
+    frames_skipped=0,
+    frames_damaged=0,
+    capture_generation=1,
+)
+LOOK = Look(worker_generation=1, journal_healthy=True, cameras=(CAMERA,))
+LATER_NS = 2_000_000_000
+
+
+def changes(watch: EventWatch, now_ns: int = LATER_NS, look: Look = LOOK, **camera: object) -> list[tuple[str, dict]]:
+    seen = replace(look, cameras=(replace(CAMERA, **camera),))
+    return [(event.kind.value, event.details) for event in watch.changes(seen, now_ns)]
+
+
+def test_nothing_new_is_no_event() -> None:
+    """The same look twice says nothing."""
+    assert changes(EventWatch(LOOK)) == []
+
+
+def test_lost_and_back() -> None:
+    """A camera is told to be lost once, and back once."""
+    watch = EventWatch(LOOK)
+    assert changes(watch, state=CameraState.LOST) == [("camera_lost", {"last_seq": 5})]
+    assert changes(watch, state=CameraState.LOST) == []
+    assert changes(watch) == [("camera_back", {"last_seq": 5})]
+
+
+def test_end_is_told_after_the_last_answer() -> None:
+    """`camera_ended` waits until everything accepted is answered, and comes once."""
+    watch = EventWatch(LOOK)
+    assert changes(watch, state=CameraState.ENDED, accepted_through=6) == []
+    done = changes(watch, state=CameraState.ENDED, accepted_through=6, answered_through=6)
+    assert done == [("camera_ended", {"last_seq": 6})]
+    assert changes(watch, state=CameraState.ENDED, accepted_through=6, answered_through=6) == []
+
+
+def test_skipped_frames_are_summed_up() -> None:
+    """Skips are told at most once a second, each of them once."""
+    watch = EventWatch(LOOK)
+    assert changes(watch, frames_skipped=3) == [("frames_skipped", {"count": 3})]
+    assert changes(watch, LATER_NS + 1, frames_skipped=4) == []
+    assert changes(watch, 2 * LATER_NS, frames_skipped=9) == [("frames_skipped", {"count": 6})]
+
+
+def test_restarts_and_the_journal() -> None:
+    """A new generation of a process and a journal that fails are events."""
+    watch = EventWatch(LOOK)
+    broken = replace(LOOK, worker_generation=2, journal_healthy=False)
+    told = changes(watch, look=broken, capture_generation=2)
+    assert told == [("worker_restarted", {}), ("journal_failed", {}), ("capture_restarted", {})]

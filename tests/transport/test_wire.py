@@ -1,0 +1,115 @@
+"""Every message follows its schema, and nothing that is not a number leaves the process."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests_records import a_result, a_verdict
+
+from inspectd.errors import TransportError
+from inspectd.records import Decision, Latency, MaskPlace, Reason, Region
+from inspectd.transport import wire
+
+REGION = Region(id=1, bbox_xywh_px=(4, 5, 6, 7), area_px=30, centroid_xy_px=(6.5, 8.0), score_max=0.9, score_mean=0.75)
+
+
+def validated(body: bytes) -> dict[str, object]:
+    fields = json.loads(body)
+    jsonschema.Draft202012Validator(wire.schema(wire.Schema.VERDICT)).validate(fields)
+    return dict(fields)
+
+
+@pytest.mark.parametrize("name", list(wire.Schema))
+def test_schemas_are_sound(name: wire.Schema) -> None:
+    """Each published schema is a valid one and refuses an empty object."""
+    published = wire.schema(name)
+    jsonschema.Draft202012Validator.check_schema(published)
+    assert not jsonschema.Draft202012Validator(published).is_valid({})
+
+
+def test_pass_and_fail_validate() -> None:
+    """Verdicts with and without regions follow the schema; regions keep their order and numbers."""
+    validated(wire.verdict_body(a_verdict()))
+    failed = a_verdict(
+        decision=Decision.FAIL,
+        reason=Reason.ANOMALY,
+        regions=(REGION,),
+        mask=MaskPlace(origin_xy_px=(4, 5), size_wh_px=(6, 7)),
+    )
+    assert validated(wire.verdict_body(failed))["regions"] == [
+        {
+            "id": 1,
+            "bbox_xywh_px": [4, 5, 6, 7],
+            "area_px": 30,
+            "centroid_xy_px": [6.5, 8.0],
+            "score_max": 0.9,
+            "score_mean": 0.75,
+        }
+    ]
+
+
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason not in (Reason.OK, Reason.ANOMALY)])
+def test_errors_validate(reason: Reason) -> None:
+    """An error vouches for nothing: no frame, score, model or latency is needed."""
+    nothing = {"score": None, "threshold": None, "frame": None, "model": None, "captured_utc_ns": None}
+    error = a_verdict(decision=Decision.ERROR, reason=reason, latency_ms=Latency(), **nothing)
+    assert validated(wire.verdict_body(error))["reason"] == reason
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"score": None}, {"frame": None}, {"reason": Reason.LATE}, {"model": None}, {"threshold": None}]
+)
+def test_schema_refuses_a_pass_that_vouches_for_nothing(wrong: dict[str, object]) -> None:
+    """A `pass` without score, frame, model or threshold is no pass for a subscriber either."""
+    with pytest.raises(jsonschema.ValidationError):
+        validated(wire.verdict_body(a_verdict(**wrong)))
+
+
+@given(value=st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_what_is_not_finite_never_leaves(value: float) -> None:
+    """NaN and infinities raise instead of being written."""
+    with pytest.raises(ValueError, match="JSON"):
+        wire.verdict_body(a_verdict(score=value))
+    with pytest.raises(ValueError, match="JSON"):
+        wire.result_bytes(a_result(1, threshold=value))
+
+
+def test_result_comes_back_as_it_was_sent() -> None:
+    """A worker's result survives its way to the publisher in full."""
+    place = MaskPlace(origin_xy_px=(4, 5), size_wh_px=(6, 7))
+    sent = a_result(7, decision=Decision.FAIL, reason=Reason.ANOMALY, regions=(REGION,), mask=place)
+    assert wire.result_from_bytes(wire.result_bytes(sent)) == sent
+
+
+@given(junk=st.one_of(st.binary(), st.recursive(st.none() | st.integers() | st.text(), st.lists).map(
+    lambda value: json.dumps(value).encode()
+)))  # fmt: skip
+def test_junk_is_no_result(junk: bytes) -> None:
+    """Bytes that are no result raise one kind of error."""
+    with pytest.raises(TransportError):
+        wire.result_from_bytes(junk)
+
+
+@pytest.mark.parametrize(
+    ("subscription", "admitted"),
+    [
+        (b"", True),
+        (b"v", True),
+        (b"verdict/cam1/fail/", True),
+        (b"heartbeat/", True),
+        (b"event/camera_lost/", True),
+        (b"preview/cam1/", True),
+        (b"verdicts", False),
+        (b"x", False),
+        (b"\xff", False),
+        (b"verdict/" + b"a" * 200, False),
+    ],
+)
+def test_subscriptions_that_are_admitted(subscription: bytes, *, admitted: bool) -> None:
+    """The empty subscription and prefixes of the contract's topics, nothing else."""
+    assert wire.admits(subscription) is admitted
