@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from inspectd import __version__
-from inspectd.cli import check, daemon, demo, recordings, requests, watch, weights
+from inspectd.cli import bench, check, daemon, demo, recordings, requests, watch, weights
 
 
 def _version(wanted: bool) -> None:
@@ -40,3 +40,4 @@ app.command("trigger")(requests.trigger)
 app.command("calibrate")(recordings.calibrate)
 app.command("replay")(recordings.replay)
 app.add_typer(weights.app, name="weights")
+app.add_typer(bench.app, name="bench")

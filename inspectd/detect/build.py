@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -49,8 +50,7 @@ def build_detector(
     Raises:
         ConfigError: weights, prompts or scales that do not fit; one line that says what to do.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     model = recipe.model
     weights = find(model.backbone, model.pretrained, weights_dir, file=model.weights, config=model.config)
     chosen = choose_device(device)
@@ -78,6 +78,13 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def set_threads(threads: int | None) -> int:
+    """Sets torch's CPU threads for the whole process, None leaves its own choice; returns how many there are."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
 def choose_device(device: str) -> torch.device:
     """The device that a setting names.
 
@@ -86,6 +93,8 @@ def choose_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise ConfigError(f"worker.device {device!r}: expected auto, cpu, cuda or cuda:N")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"worker.device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
@@ -100,6 +109,8 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
     """
     if precision == "auto":
         return Precision.FP32 if device.type == "cpu" else Precision.BF16
+    if precision not in list(Precision):
+        raise ConfigError(f"worker.precision {precision!r}: expected {', '.join(Precision)} or auto")
     chosen = Precision(precision)
     unfit = {"cpu": (Precision.TF32, Precision.FP16), "cuda": (Precision.INT8,)}.get(device.type, ())
     if device.type == "cpu" and not has_int8():

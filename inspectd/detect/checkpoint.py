@@ -6,6 +6,7 @@ import hashlib
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,18 @@ from torch import Tensor
 from inspectd.errors import ConfigError
 
 _HASH_CHUNK_BYTES = 1 << 22
+
+
+class Weights(Protocol):
+    """Where a tower takes its tensors from."""
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The tensor `name` as fp32, of exactly `shape`."""
+        ...
+
+    def require_all_taken(self, prefix: str) -> None:
+        """Refuses tensors below `prefix` that were not taken."""
+        ...
 
 
 class Checkpoint:

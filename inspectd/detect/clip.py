@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inspectd.detect.architecture import TextShape, TowerShape, VisionShape
-from inspectd.detect.checkpoint import Checkpoint
+from inspectd.detect.checkpoint import Weights
 from inspectd.detect.gemm import Precision, linear
 
 Beat = Callable[[], None]
@@ -51,7 +51,7 @@ class Block:
 
     def __init__(
         self,
-        weights: Checkpoint,
+        weights: Weights,
         prefix: str,
         shape: TowerShape,
         *,
@@ -144,7 +144,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Te
 class VisionTower:
     """The image tower: pixels -> token table -> hidden states of any groups of its rows."""
 
-    def __init__(self, weights: Checkpoint, shape: VisionShape, *, device: torch.device, precision: Precision) -> None:
+    def __init__(self, weights: Weights, shape: VisionShape, *, device: torch.device, precision: Precision) -> None:
         self.shape = shape
         self.device = device
         self.precision = precision
@@ -229,7 +229,7 @@ class VisionTower:
 class TextTower:
     """The causal text tower. Ids may be cut behind the last end token: what follows cannot be seen from it."""
 
-    def __init__(self, weights: Checkpoint, shape: TextShape, *, device: torch.device) -> None:
+    def __init__(self, weights: Weights, shape: TextShape, *, device: torch.device) -> None:
         self.shape = shape
         self.device = device
         width = shape.width

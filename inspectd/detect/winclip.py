@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from inspectd.detect.architecture import VisionShape
 from inspectd.detect.cache import EmbeddingCache
 from inspectd.detect.clip import Beat, Group, VisionTower
 from inspectd.detect.gemm import Precision
@@ -121,11 +122,13 @@ class Detector:
         self.identity = facts.identity()
         self.config = config
         self._facts, self._cache, self._beat = facts, cache or EmbeddingCache(None), beat
-        self._tower, self._text = tower, functional.normalize(text.to(tower.device), dim=-1)
+        self.tower, self._text = tower, functional.normalize(text.to(tower.device), dim=-1)
         self._references: References | None = None
         grid_hw = tower.shape.grid_hw
-        self._patches = [window_patches(grid_hw, scale, config.stride).to(tower.device) for scale in config.scales]
-        tokens = 1 + tower.shape.patch_count + sum(len(patches) * (1 + patches.shape[1]) for patches in self._patches)
+        self.window_patches = [
+            window_patches(grid_hw, scale, config.stride).to(tower.device) for scale in config.scales
+        ]
+        tokens = 1 + tower.shape.patch_count + sum(rows.numel() + len(rows) for rows in self.window_patches)
         self._frames_per_pass = max(1, _FLOATS_PER_PASS_CPU // (tokens * tower.shape.width))
         if tower.device.type != "cpu":
             self._frames_per_pass = _FRAMES_PER_PASS_GPU
@@ -133,9 +136,29 @@ class Detector:
             self._frames_per_pass = 1  # frames that shared a range would change each other's scores
 
     @property
+    def shape(self) -> VisionShape:
+        """The image tower's shape."""
+        return self.tower.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector computes."""
+        return self.tower.device
+
+    @property
+    def window_counts(self) -> list[int]:
+        """How many windows each scale has."""
+        return [len(patches) for patches in self.window_patches]
+
+    @property
+    def few_shot(self) -> bool:
+        """Whether there are references."""
+        return self._references is not None
+
+    @property
     def input_size_hw_px(self) -> tuple[int, int]:
         """The size that each crop is squashed to, height and width."""
-        return self._tower.shape.image_hw_px
+        return self.shape.image_hw_px
 
     @property
     def input_size_px(self) -> int:
@@ -145,7 +168,7 @@ class Detector:
     @property
     def grid_hw(self) -> tuple[int, int]:
         """The resolution of maps: patches down and across."""
-        return self._tower.shape.grid_hw
+        return self.shape.grid_hw
 
     @torch.inference_mode()
     def score(
@@ -169,7 +192,7 @@ class Detector:
         scored: list[Scored] = []
         for start in range(0, len(crops_rgb), self._frames_per_pass):
             part = slice(start, start + self._frames_per_pass)
-            pixels = prepare(crops_rgb[part], self._tower.shape, self.config.resize, self._tower.device)
+            pixels = prepare(crops_rgb[part], self.shape, self.config.resize, self.device)
             inside = self._inside(regions[part] if regions is not None else [None] * len(pixels))
             scored += self._score_pass(pixels, inside, localise_from)
         return scored
@@ -186,23 +209,32 @@ class Detector:
         if not references_rgb:
             self._references, self.identity = None, self._facts.identity()
             return
-        if self.config.mode is not Mode.FULL or not self._patches:
+        if self.config.mode is not Mode.FULL or not self.window_patches:
             raise DetectorError("references need the detector winclip in its mode full")
         pixels_sha256 = hash_pixels(references_rgb)
         rows = self._cache.get(
             self._facts.references_key(pixels_sha256), lambda: self._embed_references(references_rgb)
         )
-        device = self._tower.device
-        windows = tuple(rows[f"windows_{scale}"].to(device) for scale in self.config.scales)
-        self._references = References(rows["patches"].to(device), windows)
+        windows = tuple(rows[f"windows_{scale}"].to(self.device) for scale in self.config.scales)
+        self.use_references(References(rows["patches"].to(self.device), windows))
         self.identity = self._facts.identity(pixels_sha256)
+
+    def in_mode(self, mode: Mode) -> Detector:
+        """The same zero-shot detector, on the same tower, in another mode."""
+        config = replace(self.config, mode=mode)
+        facts = replace(self._facts, config={**self._facts.config, "mode": mode})
+        return Detector(self.tower, self._text, config, facts=facts, cache=self._cache, beat=self._beat)
+
+    def use_references(self, references: References) -> None:
+        """Compares with a bank made elsewhere. For benchmarks: the identity knows nothing of it."""
+        self._references = references
 
     def _embed_references(self, references_rgb: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
         """Unit vectors of every patch and every window of the references, `(R, D)` and `(R, E)` for each scale."""
         rows: dict[str, list[Tensor]] = defaultdict(list)
         for start in range(0, len(references_rgb), self._frames_per_pass):
             part = references_rgb[start : start + self._frames_per_pass]
-            features = self.features(prepare(part, self._tower.shape, self.config.resize, self._tower.device))
+            features = self.features(prepare(part, self.shape, self.config.resize, self.device))
             for scale, windows in zip(self.config.scales, features.windows, strict=True):
                 rows[f"windows_{scale}"].append(functional.normalize(windows, dim=-1))
             if features.patches is not None:
@@ -212,12 +244,14 @@ class Detector:
     def features(self, pixels: Tensor) -> Features:
         """Everything of `(N, 3, H, W)` normalised pixels: the image, all windows of all scales, all patches."""
         device = pixels.device
-        every = [torch.ones(len(pixels), len(patches), dtype=torch.bool, device=device) for patches in self._patches]
-        return self._features(self._tower.tokens(pixels), every, with_patches=bool(every))
+        every = [
+            torch.ones(len(pixels), len(patches), dtype=torch.bool, device=device) for patches in self.window_patches
+        ]
+        return self._features(self.tower.tokens(pixels), every, with_patches=bool(every))
 
     def _score_pass(self, pixels: Tensor, inside: Tensor, localise_from: float | None) -> list[Scored]:
-        tokens = self._tower.tokens(pixels)
-        if self.config.mode is Mode.FULL and self._patches:
+        tokens = self.tower.tokens(pixels)
+        if self.config.mode is Mode.FULL and self.window_patches:
             scores, maps = self._full(tokens, inside)
             return [Scored(*one) for one in zip(scores.tolist(), self._grid(maps), strict=True)]
         image = self._features(tokens, [], with_patches=False).image
@@ -230,14 +264,14 @@ class Detector:
         return [Scored(*one) for one in zip(scores.tolist(), found, strict=True)]
 
     def _to_localise(self, scores: Tensor, localise_from: float | None) -> list[int]:
-        if self.config.mode is not Mode.LOCALISE_ON_FAIL or not self._patches:
+        if self.config.mode is not Mode.LOCALISE_ON_FAIL or not self.window_patches:
             return []
         return [at for at, score in enumerate(scores.tolist()) if localise_from is None or not score < localise_from]
 
     def _full(self, tokens: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
         """Image scores `(N,)` and maps `(N, P)`, of all windows that the patches inside need."""
         needed = self._needed(inside)
-        chosen = [covering(needed, patches) for patches in self._patches]
+        chosen = [covering(needed, patches) for patches in self.window_patches]
         features = self._features(tokens, chosen, with_patches=self._references is not None)
         scores = anomalous_share(features.image, self._text, self.config.temperature)
         shares = [anomalous_share(scale, self._text, self.config.temperature) for scale in features.windows]
@@ -258,9 +292,9 @@ class Detector:
 
     def _scale_maps(self, scores: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[Tensor]:
         """For each scale the scores `(S,)` of the chosen windows `(N, W)` spread over the patches, `(N, P)`."""
-        count = self._tower.shape.patch_count
+        count = self.shape.patch_count
         maps = []
-        for values, mask, patches in zip(scores, chosen, self._patches, strict=True):
+        for values, mask, patches in zip(scores, chosen, self.window_patches, strict=True):
             whole = torch.ones(mask.shape, device=mask.device).masked_scatter(mask, values)
             maps.append(harmonic(whole, patches, count, least=self.config.least_score))
         return maps
@@ -270,10 +304,10 @@ class Detector:
         frames, length, _ = tokens.shape
         starts = torch.arange(frames, device=tokens.device)[:, None] * length
         whole = Group(starts + torch.arange(length, device=tokens.device), keep_patches=with_patches)
-        windows_of = zip(chosen, self._patches, strict=False)  # none chosen: the image pass alone
+        windows_of = zip(chosen, self.window_patches, strict=False)  # none chosen: the image pass alone
         groups = [whole, *(Group(_window_rows(mask, patches, length)) for mask, patches in windows_of)]
-        (image, *windows), before = self._tower.encode(tokens, groups, self._beat)
-        tower = self._tower
+        (image, *windows), before = self.tower.encode(tokens, groups, self._beat)
+        tower = self.tower
         return Features(
             tower.projected(tower.normalised(image[:, 0])),
             tuple(tower.projected(tower.normalised(window[:, 0])) for window in windows),
@@ -281,7 +315,7 @@ class Detector:
         )
 
     def _patch_features(self, last: Tensor, before: Tensor) -> Tensor:
-        tower = self._tower
+        tower = self.tower
         match self.config.patch_feature:
             case PatchFeature.LN_POST:
                 return tower.normalised(last)
@@ -299,7 +333,7 @@ class Detector:
         for mask in masks:
             if mask.shape != self.grid_hw or mask.dtype != np.bool_ or not mask.any():
                 raise DetectorError(f"a region is {mask.shape} {mask.dtype}, expected a non-empty {self.grid_hw} bool")
-        return torch.from_numpy(np.stack(masks)).flatten(1).to(self._tower.device)
+        return torch.from_numpy(np.stack(masks)).flatten(1).to(self.device)
 
     def _needed(self, inside: Tensor) -> Tensor:
         rings = [with_ring(mask) for mask in inside.view(-1, *self.grid_hw).cpu().numpy()]

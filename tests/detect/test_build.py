@@ -96,6 +96,7 @@ def test_settings_reach_the_detector(tmp_path: Path):
         ("[detector]\nscales = [6]", {}, "larger than the model's grid"),
         ('[references]\nfolder = "."\n[detector]\nkind = "clip-ac"', {}, "has no use for them"),
         ("", {"precision": "fp16"}, "worker.precision 'fp16' is not for a cpu device"),
+        ("", {"precision": "fp8"}, "worker.precision 'fp8': expected fp32"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, text: str, settings: dict, message: str):
@@ -106,15 +107,16 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, settings: dict, messag
     assert "\n" not in str(error.value)
 
 
-def test_device_that_is_not_there_is_refused():
-    """A CUDA device beyond those that torch sees."""
-    with pytest.raises(ConfigError, match=r"worker.device 'cuda:99'"):
-        build.choose_device("cuda:99")
+@pytest.mark.parametrize("device", ["cuda:99", "cuda:", "tpu", ""])
+def test_device_that_is_not_there_is_refused(device: str):
+    """A CUDA device beyond those that torch sees, or no device at all."""
+    with pytest.raises(ConfigError, match=f"worker.device '{device}'"):
+        build.choose_device(device)
 
 
 def test_recipes_on_the_same_weights_share_a_tower(tmp_path: Path):
     """Two recipes need the memory of one image tower."""
-    assert make(tmp_path)._tower is make(tmp_path, '[prompts]\nnormal = ["shiny {}"]')._tower
+    assert make(tmp_path).tower is make(tmp_path, '[prompts]\nnormal = ["shiny {}"]').tower
 
 
 def test_warm_start_imports_no_open_clip(tmp_path: Path):

@@ -66,7 +66,7 @@ def embeddings(features: Features) -> dict[str, torch.Tensor]:
 
 def grid_of(scores: torch.Tensor, detector: Detector, scale_at: int) -> torch.Tensor:
     """The harmonic map of one scale, by whatever function the detector uses."""
-    return winclip.harmonic(scores, detector._patches[scale_at], 225).view(-1, 15, 15)
+    return winclip.harmonic(scores, detector.window_patches[scale_at], 225).view(-1, 15, 15)
 
 
 def differences(values: Golden, detector: Detector, tower: VisionTower) -> dict[str, float]:

@@ -68,9 +68,9 @@ def test_region_gives_the_same_map_inside(tmp_path: Path, shots: int):
 def test_region_computes_fewer_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Windows that no needed patch lies in are never given to the tower."""
     detector, given = small_detector(tmp_path, scales=(2,)), []
-    encode = detector._tower.encode
+    encode = detector.tower.encode
     monkeypatch.setattr(
-        detector._tower, "encode", lambda tokens, groups, beat: given.append(groups) or encode(tokens, groups, beat)
+        detector.tower, "encode", lambda tokens, groups, beat: given.append(groups) or encode(tokens, groups, beat)
     )
     detector.score(some_crops(1), regions=[corner(slice(0, 1), slice(0, 1))])
     detector.score(some_crops(1))
@@ -133,7 +133,7 @@ def test_scores_that_are_not_finite_are_passed_on(tmp_path: Path, poison: float,
     """A model that breaks gives NaN, never a normal-looking score; 8 bits, which hold no NaN, are no exception."""
     detector = small_detector(tmp_path, precision)
     detector.enroll(some_crops(shots, seed=9))
-    detector._tower._position[3] = poison
+    detector.tower._position[3] = poison
     scored = detector.score(some_crops(1))[0]
     assert np.isnan(scored.score)
     assert np.isnan(scored.map).any()
