@@ -17,18 +17,15 @@ import cv2
 import numpy as np
 from demo_defects import Bits, DefectKind
 from demo_parts import (
-    Plane,
+    Material,
     Product,
-    Rgb,
-    Scene,
     Sprite,
-    belt_texture,
     render_sprite,
     sample_pose,
     sample_product,
-    sample_scene,
 )
-from demo_shapes import PartKind
+from demo_shapes import PartKind, Plane
+from demo_station import Rgb, Scene, belt_texture, sample_scene
 
 LOOP_PX = 2880
 """Length of the belt before it comes round again."""
@@ -99,7 +96,7 @@ def make_pieces(order: Order, layout: Layout) -> list[Piece]:
         pose = replace(sample_pose(rng, 0.0), shift_xy=(0.0, float(rng.uniform(-0.035, 0.035))))
         seed = int(rng.integers(2**31))
         wanted = () if defect is None else (defect,)
-        sprite, mask, done = render_sprite(order.product, order.scene, pose, size, seed, wanted)
+        sprite, mask, done = render_sprite(order.product, order.scene, pose, size_px=size, seed=seed, defects=wanted)
         if len(done) != len(wanted):
             raise RuntimeError(f"part {number}: no visible {defect} could be drawn")
         cover = _box(sprite.alpha > 0.5)
@@ -108,7 +105,14 @@ def make_pieces(order: Order, layout: Layout) -> list[Piece]:
         masks = tuple((kind, mask) for kind in done)
         start = round(layout.width_px / 2 - reach)
         pieces.append(
-            Piece(number=number, start_x_px=start, y_px=layout.height_px // 2, sprite=sprite, cover_xywh_px=cover, masks=masks)
+            Piece(
+                number=number,
+                start_x_px=start,
+                y_px=layout.height_px // 2,
+                sprite=sprite,
+                cover_xywh_px=cover,
+                masks=masks,
+            )
         )
     return pieces
 
@@ -140,7 +144,12 @@ def rails(layout: Layout, scene: Scene) -> tuple[Plane, Plane]:
     rng = np.random.default_rng(scene.belt_seed + 1)
     y = np.arange(height, dtype=np.float32)[:, None]
     depth = np.minimum(y, height - 1 - y) / rail
-    profile = 0.50 + 0.22 * np.sin(np.clip(depth, 0, 1) * np.pi) - 0.25 * (np.abs(depth - 0.82) < 0.035) - 0.3 * (depth > 0.96)
+    profile = (
+        0.50
+        + 0.22 * np.sin(np.clip(depth, 0, 1) * np.pi)
+        - 0.25 * (np.abs(depth - 0.82) < 0.035)
+        - 0.3 * (depth > 0.96)
+    )
     grain = np.repeat(rng.normal(0, 0.012, (height, 1)), width, 1)
     colour = (profile + grain).astype(np.float32)[..., None] * np.asarray([0.98, 1.0, 1.04], np.float32)
     for x in range(60, width, 210):
@@ -178,23 +187,30 @@ def _put(frame: Plane, sprite: Sprite, left: int, top: int) -> None:
     view += sprite.rgb[part] * alpha
 
 
-def render_frames(order: Order, layout: Layout, pieces: list[Piece]) -> Iterator[Rgb]:
-    """Every frame of the clip, ``(H, W, 3) uint8`` RGB."""
-    belt, (rail, cover), light = belt_loop(order.scene, layout), rails(layout, order.scene), _light_field(layout, order.scene)
-    hidden, shade = cover[..., :1], cover[..., 1:]
-    rng = np.random.default_rng(order.seed + 7)
-    columns = np.arange(layout.width_px)
-    for frame in range(frame_count(order, pieces, layout)):
-        moved = offset_px(order, frame)
-        picture = belt[:, (columns - moved) % LOOP_PX] * shade
-        for piece in pieces:
-            left = piece.start_x_px + moved - layout.zone_px // 2
+class Camera:
+    """Looks at the belt of one order: any frame of the clip, by its number."""
+
+    def __init__(self, order: Order, layout: Layout, pieces: list[Piece]) -> None:
+        self._order, self._layout, self._pieces = order, layout, pieces
+        self._belt = belt_loop(order.scene, layout)
+        self._rail, cover = rails(layout, order.scene)
+        self._hidden, self._shade = cover[..., :1], cover[..., 1:]
+        self._light = _light_field(layout, order.scene)
+        self._columns = np.arange(layout.width_px)
+
+    def frame(self, number: int) -> Rgb:
+        """``(H, W, 3) uint8`` RGB."""
+        layout, scene = self._layout, self._order.scene
+        moved, half = offset_px(self._order, number), layout.zone_px // 2
+        picture = self._belt[:, (self._columns - moved) % LOOP_PX] * self._shade
+        for piece in self._pieces:
+            left = piece.start_x_px + moved - half
             if -layout.zone_px < left < layout.width_px:
-                _put(picture, piece.sprite, left, piece.y_px - layout.zone_px // 2)
-        flicker = 1 + 0.006 * np.sin(frame * 0.31) + rng.normal(0, 0.002)
-        picture = (picture * (1 - hidden) + rail * hidden) * light * np.float32(flicker)
-        picture = cv2.GaussianBlur(picture, (0, 0), order.scene.blur * layout.zone_px / 240 * 0.7)
-        yield (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+                _put(picture, piece.sprite, left, piece.y_px - half)
+        flicker = np.float32(1 + 0.006 * np.sin(number * 0.31) + 0.002 * np.sin(number * 2.17))
+        picture = (picture * (1 - self._hidden) + self._rail * self._hidden) * self._light * flicker
+        picture = cv2.GaussianBlur(picture, (0, 0), scene.blur * layout.zone_px / 240 * 0.7)
+        return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def write_clip(path: Path, frames: Iterator[Rgb], layout: Layout, crf: int) -> int:
@@ -216,7 +232,12 @@ def write_clip(path: Path, frames: Iterator[Rgb], layout: Layout, crf: int) -> i
 def describe(order: Order, layout: Layout, pieces: list[Piece]) -> dict[str, object]:
     """The ground truth of a clip, ready for JSON."""
     zone_x, zone_y, zone_w, zone_h = layout.zone_xywh_px
-    corners = [[zone_x, zone_y], [zone_x + zone_w, zone_y], [zone_x + zone_w, zone_y + zone_h], [zone_x, zone_y + zone_h]]
+    corners = [
+        [zone_x, zone_y],
+        [zone_x + zone_w, zone_y],
+        [zone_x + zone_w, zone_y + zone_h],
+        [zone_x, zone_y + zone_h],
+    ]
     return {
         "schema": "inspectd.demo_truth/1",
         "seed": order.seed,
@@ -251,8 +272,40 @@ def _describe_piece(order: Order, layout: Layout, piece: Piece) -> dict[str, obj
     }
 
 
+SAMPLE_PRODUCT = Product(
+    kind=PartKind.NUT,
+    shape_seed=4,
+    base=Material(rgb=(0.70, 0.56, 0.30), grain="brushed", grain_strength=0.028, specular=0.38, shininess=18),
+    accent=Material(rgb=(0.4, 0.4, 0.42), grain="plain", grain_strength=0.0, specular=0.3, shininess=20),
+    radius=0.36,
+)
+"""The brass nut of the sample video."""
+
+SAMPLE_SCENE = Scene(
+    belt_seed=11,
+    belt_rgb=(0.115, 0.165, 0.20),
+    belt_pattern="weave",
+    light_azimuth=-2.2,
+    light_slope=0.62,
+    gradient=0.10,
+    gradient_azimuth=-2.4,
+    ambient=0.34,
+    shadow=0.5,
+    shadow_blur=3.5,
+    exposure=1.0,
+    balance=(1.02, 1.0, 0.98),
+    vignette=0.3,
+    blur=0.45,
+    noise=0.004,
+    jpeg_quality=92,
+)
+"""The slate-blue belt of the sample video."""
+
+
 def station(seed: int, kind: PartKind) -> tuple[Product, Scene]:
-    """The product and the belt of a station seed."""
+    """The product and the belt of a station seed; 0 is the sample's own station, with ``kind`` on it."""
+    if seed == 0:
+        return replace(SAMPLE_PRODUCT, kind=kind), SAMPLE_SCENE
     rng = np.random.default_rng(seed)
-    product, scene = sample_product(rng, kind), sample_scene(rng)
-    return product, replace(scene, gradient=min(scene.gradient, 0.15), blur=min(scene.blur, 0.6))
+    product = sample_product(rng, kind)
+    return product, sample_scene(rng, product.base.rgb)

@@ -76,7 +76,9 @@ def draw_path(size: int, points: NDArray[np.float32], width_px: float, taper: bo
     count = len(points) - 1
     for i in range(count):
         share = np.sin(np.pi * (i + 0.7) / (count + 0.4)) ** 0.5 if taper else 1.0
-        cv2.line(big, scaled[i].tolist(), scaled[i + 1].tolist(), 255, max(1, round(width_px * 2 * share)), cv2.LINE_AA, 4)
+        cv2.line(
+            big, scaled[i].tolist(), scaled[i + 1].tolist(), 255, max(1, round(width_px * 2 * share)), cv2.LINE_AA, 4
+        )
     return cv2.resize(big, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
@@ -100,7 +102,9 @@ def _mix(base: Plane, colour: NDArray[np.float32], weight: Plane) -> Plane:
     return base * (1 - w) + colour * w
 
 
-def _against(rng: np.random.Generator, surface: Surface, at: tuple[float, float], low: float, high: float) -> NDArray[np.float32]:
+def _against(
+    rng: np.random.Generator, surface: Surface, at: tuple[float, float], low: float, high: float
+) -> NDArray[np.float32]:
     """A grey-ish colour that differs from the surface at a point by ``low`` to ``high`` in brightness."""
     here = surface.albedo[int(at[1]), int(at[0])]
     level = float(here.mean())
@@ -118,26 +122,30 @@ def _scratch(surface: Surface, rng: np.random.Generator, scale: float, strength:
     footprint = np.zeros_like(surface.sdf_px)
     height, albedo = surface.height_px, surface.albedo
     at = _deep_spot(rng, surface.sdf_px, 8 * scale)
-    colour = _against(rng, surface, at, 0.22 * strength, 0.5 * strength)
+    colour = _against(rng, surface, at, 0.32 * strength, 0.55 * strength)
     bend = rng.uniform(0.0, 0.12)
     for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
         near = (at[0] + rng.normal(0, 5 * scale), at[1] + rng.normal(0, 5 * scale))
-        width = rng.uniform(1.4, 3.2) * scale
-        line = draw_path(size, path(rng, near, rng.uniform(28, 80) * scale, bend), width, True) * alpha
+        width = rng.uniform(2.8, 4.6) * scale
+        line = draw_path(size, path(rng, near, rng.uniform(40, 90) * scale, bend), width, True) * alpha
         height = height - line * np.float32(rng.uniform(0.5, 1.5) * scale)
         albedo = _mix(albedo, colour, line * np.float32(rng.uniform(0.75, 1.0)))
         footprint = np.maximum(footprint, line)
     return replace(surface, height_px=height, albedo=albedo), footprint
 
 
-def _bite(surface: Surface, rng: np.random.Generator, scale: float, gone: Plane, rim_px: float) -> tuple[Surface, Plane]:
+def _bite(
+    surface: Surface, rng: np.random.Generator, scale: float, gone: Plane, rim_px: float
+) -> tuple[Surface, Plane]:
     """Takes ``gone`` (an sdf) away and leaves a rough, differently lit fracture along the new edge."""
     sdf = np.maximum(surface.sdf_px, -gone)
     band = np.clip(1 - gone / np.float32(rim_px), 0, 1) * (surface.sdf_px < 0)
     rows, columns = np.nonzero((surface.sdf_px < 0) & (gone < rim_px))
     at = (float(np.median(columns)), float(np.median(rows))) if len(rows) else (0.0, 0.0)
     fresh = _against(rng, surface, at, 0.15, 0.4)
-    rough = cv2.GaussianBlur(rng.normal(0, 1, sdf.shape).astype(np.float32), (0, 0), 1.2 * scale) * np.float32(4 * scale)
+    rough = cv2.GaussianBlur(rng.normal(0, 1, sdf.shape).astype(np.float32), (0, 0), 1.2 * scale) * np.float32(
+        4 * scale
+    )
     height = surface.height_px - band * (rim_px * np.float32(0.5) + rough)
     albedo = _mix(surface.albedo, fresh, np.clip(band * np.float32(1.6), 0, 1) * np.float32(0.85))
     footprint = ((gone < rim_px + 1) & (surface.sdf_px < 1)).astype(np.float32)
@@ -147,18 +155,20 @@ def _bite(surface: Surface, rng: np.random.Generator, scale: float, gone: Plane,
 def _chip(surface: Surface, rng: np.random.Generator, scale: float, strength: float) -> tuple[Surface, Plane]:
     size = surface.sdf_px.shape[0]
     at = _spot(rng, np.abs(surface.sdf_px) < 1.5, surface.sdf_px < 0)
-    radius = rng.uniform(6.5, 14) * scale * (0.75 + 0.25 * strength)
+    radius = rng.uniform(11, 18) * scale * (0.75 + 0.25 * strength)
     gone = blob(rng, size, at, radius, 0.25)
-    gone = gone + cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), 1.5 * scale) * np.float32(3 * scale)
+    gone = gone + cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), 1.5 * scale) * np.float32(
+        3 * scale
+    )
     return _bite(surface, rng, scale, gone.astype(np.float32), rng.uniform(2.5, 4.5) * scale)
 
 
 def _dent(surface: Surface, rng: np.random.Generator, scale: float, strength: float) -> tuple[Surface, Plane]:
     size = surface.sdf_px.shape[0]
-    radius = rng.uniform(8, 17) * scale
+    radius = rng.uniform(11, 19) * scale
     at = _deep_spot(rng, surface.sdf_px, radius * 0.7)
     inside = np.clip(-blob(rng, size, at, radius, 0.12) / np.float32(radius), 0, 1)
-    bowl = np.float32(radius * rng.uniform(0.55, 0.9) * (0.5 + 0.5 * strength)) * inside**2 * (3 - 2 * inside)
+    bowl = np.float32(radius * rng.uniform(0.8, 1.2) * (0.5 + 0.5 * strength)) * inside**2 * (3 - 2 * inside)
     lip = np.clip(1 - np.abs(blob(rng, size, at, radius * 1.12, 0.1)) / np.float32(radius * 0.25), 0, 1)
     height = surface.height_px - bowl + lip * np.float32(0.6 * scale)
     albedo = surface.albedo * (1 - np.float32(0.25 * strength) * inside[..., None])
@@ -173,27 +183,27 @@ def _stain(surface: Surface, rng: np.random.Generator, scale: float, strength: f
     for i in range(int(rng.choice([1, 1, 2, 3, 4]))):
         spread = 0 if i == 0 else 12 * scale
         centre = (at[0] + rng.normal(0, 1) * spread, at[1] + rng.normal(0, 1) * spread)
-        radius = rng.uniform(7, 18) * scale * (1 if i == 0 else 0.4)
+        radius = rng.uniform(10, 20) * scale * (1 if i == 0 else 0.4)
         edge = rng.uniform(1, 5) * scale
         weight = np.maximum(weight, np.clip(0.5 - blob(rng, size, centre, radius, 0.35) / np.float32(edge), 0, 1))
     mottle = cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), 3 * scale) * np.float32(2.0)
     weight = weight * np.clip(0.85 + mottle, 0.4, 1) * (surface.sdf_px < 0)
-    dirt = np.asarray([(0.25, 0.13, 0.04), (0.06, 0.05, 0.05), (0.35, 0.25, 0.02), (0.3, 0.06, 0.04), (0.08, 0.16, 0.3)])
+    dirt = np.asarray(
+        [(0.25, 0.13, 0.04), (0.06, 0.05, 0.05), (0.35, 0.25, 0.02), (0.3, 0.06, 0.04), (0.08, 0.16, 0.3)]
+    )
     colour = dirt[int(rng.integers(len(dirt)))].astype(np.float32)
     if float(surface.albedo[int(at[1]), int(at[0])].mean()) < 0.25:
         colour = np.clip(colour * 1.3 + rng.uniform(0.3, 0.5), 0, 1).astype(np.float32)
-    opacity = np.float32(rng.uniform(0.5, 0.85) * (0.6 + 0.4 * strength))
+    opacity = np.float32(rng.uniform(0.7, 0.95) * (0.6 + 0.4 * strength))
     gloss = surface.gloss * (1 - weight * np.float32(rng.uniform(0.2, 0.9)))
     return replace(surface, albedo=_mix(surface.albedo, colour, weight * opacity), gloss=gloss), weight
 
 
 def _hole(surface: Surface, rng: np.random.Generator, scale: float, strength: float) -> tuple[Surface, Plane]:
     size = surface.sdf_px.shape[0]
-    radius = rng.uniform(4.5, 9.5) * scale * (0.8 + 0.2 * strength)
+    radius = rng.uniform(7.5, 12) * scale * (0.8 + 0.2 * strength)
     at = _deep_spot(rng, surface.sdf_px, radius * 1.3)
     gone = blob(rng, size, at, radius, 0.18)
-    if rng.random() < 0.5:
-        return _bite(surface, rng, scale, gone, rng.uniform(1.5, 3.0) * scale)
     pit = np.clip(0.5 - gone / np.float32(1.5 * scale), 0, 1) * (surface.sdf_px < 0)
     height = surface.height_px - pit * np.float32(6 * scale)
     albedo = surface.albedo * (1 - np.float32(rng.uniform(0.75, 0.95)) * pit[..., None])
@@ -209,7 +219,7 @@ def _missing(surface: Surface, rng: np.random.Generator, scale: float, strength:
         angle = rng.uniform(0, 2 * np.pi)
         axis = np.arange(size, dtype=np.float32)
         along = axis[None, :] * np.float32(np.cos(angle)) + axis[:, None] * np.float32(np.sin(angle))
-        reach = np.quantile(along[solid], 1 - rng.uniform(0.06, 0.16))
+        reach = np.quantile(along[solid], 1 - rng.uniform(0.07, 0.15) * min(strength, 1.1))
         rough = cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), 2.5 * scale)
         gone = np.float32(reach) - along + rough * np.float32(12 * scale)
         if rng.random() < 0.5:
@@ -222,19 +232,24 @@ def _missing(surface: Surface, rng: np.random.Generator, scale: float, strength:
 def _contamination(surface: Surface, rng: np.random.Generator, scale: float, strength: float) -> tuple[Surface, Plane]:
     size = surface.sdf_px.shape[0]
     at = _deep_spot(rng, surface.sdf_px, 7 * scale)
-    colour = _against(rng, surface, at, 0.3 * strength, 0.6 * strength)
+    colour = _against(rng, surface, at, 0.35 * strength, 0.6 * strength)
     if rng.random() < 0.5:
         colour = np.clip(colour + rng.uniform(-0.3, 0.3, 3), 0.02, 1).astype(np.float32)
     alpha, height = surface.top_alpha, surface.top_height_px
     if rng.random() < 0.45:
         for _ in range(int(rng.integers(1, 3))):
-            line = draw_path(size, path(rng, at, rng.uniform(35, 75) * scale, rng.uniform(0.1, 0.3)), rng.uniform(1.5, 2.8) * scale, False)
+            line = draw_path(
+                size,
+                path(rng, at, rng.uniform(35, 75) * scale, rng.uniform(0.1, 0.3)),
+                rng.uniform(2.4, 3.6) * scale,
+                False,
+            )
             alpha = np.maximum(alpha, line)
     else:
         for i in range(int(rng.integers(1, 6))):
             spread = 0 if i == 0 else 14 * scale
             centre = (at[0] + rng.normal(0, 1) * spread, at[1] + rng.normal(0, 1) * spread)
-            grain = blob(rng, size, centre, rng.uniform(5, 9) * scale * (1 if i == 0 else 0.5), 0.3)
+            grain = blob(rng, size, centre, rng.uniform(7, 12) * scale * (1 if i == 0 else 0.5), 0.3)
             alpha = np.maximum(alpha, np.clip(0.5 - grain, 0, 1))
             height = np.maximum(height, np.sqrt(np.clip(-grain, 0, None)) * np.float32(1.5 * np.sqrt(scale)))
     rgb = np.broadcast_to(colour, surface.top_rgb.shape).astype(np.float32)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,18 +21,15 @@ class PartKind(StrEnum):
 
     WASHER = "washer"
     RING = "ring"
-    GEAR = "gear"
     NUT = "hex nut"
     CAP = "bottle cap"
     PLATE = "plate"
     BRACKET = "bracket"
     PILL = "capsule"
-    BUTTON = "button"
-    CONNECTOR = "connector"
-    BEARING = "bearing"
-    SCREW = "screw head"
     DISC = "disc"
     KNOB = "knob"
+    CROSS = "cross"
+    TEE = "tee"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,51 +83,14 @@ def inside(sdf: Plane, soft: float = 0.012) -> Plane:
     return np.clip(0.5 - sdf / np.float32(2 * soft), 0, 1).astype(np.float32)
 
 
-def _sector(x: Plane, y: Plane, angle: float, half_angle: float) -> Plane:
-    turned = np.arctan2(y, x) - angle
-    turned = np.abs((turned + np.pi) % (2 * np.pi) - np.pi)
-    return ((turned - half_angle) * np.hypot(x, y)).astype(np.float32)
-
-
 def _spots(x: Plane, y: Plane, centres: list[tuple[float, float]], radius: float) -> Plane:
     return np.minimum.reduce([circle(x - np.float32(cx), y - np.float32(cy), radius) for cx, cy in centres])
-
-
-def _on_circle(radius: float, count: int, phase: float = 0.0) -> list[tuple[float, float]]:
-    angles = phase + np.arange(count) * 2 * np.pi / count
-    return [(float(radius * np.cos(a)), float(radius * np.sin(a))) for a in angles]
-
-
-def _text(size: int, words: str, thickness: int) -> Plane:
-    canvas = np.zeros((size, size), np.uint8)
-    (width, height), _ = cv2.getTextSize(words, cv2.FONT_HERSHEY_DUPLEX, 1.0, thickness)
-    scale = 0.9 * size / max(width, height, 1)
-    width, height = int(width * scale), int(height * scale)
-    origin = ((size - width) // 2, (size + height) // 2)
-    cv2.putText(canvas, words, origin, cv2.FONT_HERSHEY_DUPLEX, scale, 255, thickness, cv2.LINE_AA)
-    return canvas.astype(np.float32) / 255
-
-
-def _print(x: Plane, y: Plane, words: str, half: float, thickness: int) -> Plane:
-    """Text printed in the local square of half side ``half`` around the origin."""
-    texture = _text(96, words, thickness)
-    u = ((x / half + 1) * 48).astype(np.float32)
-    v = ((y / half + 1) * 48).astype(np.float32)
-    return cv2.remap(texture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-
-
-def _word(rng: np.random.Generator) -> str:
-    letters = "ABCDEFHKLMNPRSTUXZ0123456789"
-    return "".join(rng.choice(list(letters), int(rng.integers(1, 5))))
 
 
 def _washer(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
     inner = rng.uniform(0.32, 0.62)
     sdf = cut(circle(x, y, 1), circle(x, y, inner))
     relief = bevel(sdf, rng.uniform(0.04, 0.12)) * rng.uniform(0.03, 0.08)
-    groove = np.abs(circle(x, y, (1 + inner) / 2)) - 0.02
-    if rng.random() < 0.3:
-        relief = relief - inside(groove, 0.03) * 0.03
     return sdf, relief, np.zeros_like(x), []
 
 
@@ -141,64 +100,29 @@ def _ring(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, P
     return sdf, bevel(sdf, width) * width * 0.6, np.zeros_like(x), []
 
 
-def _gear(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
-    teeth = int(rng.integers(9, 25))
-    depth = rng.uniform(0.1, 0.2) if teeth < 16 else rng.uniform(0.08, 0.13)
-    wave = np.cos(teeth * np.arctan2(y, x)) * rng.uniform(2.0, 4.0)
-    outline = np.hypot(x, y) - np.float32(1 - depth / 2) - np.tanh(wave) * np.float32(depth / 2)
-    outline = (outline * 0.8).astype(np.float32)
-    bore = rng.uniform(0.14, 0.28)
-    sdf = cut(outline, circle(x, y, bore))
-    relief = bevel(sdf, 0.05) * 0.05
-    hub = rng.uniform(bore + 0.1, bore + 0.22)
-    relief = relief + inside(circle(x, y, hub), 0.03) * 0.05
-    if rng.random() < 0.5:
-        spokes = _spots(x, y, _on_circle((hub + 1 - depth) / 2, int(rng.integers(3, 7))), (1 - depth - hub) * 0.3)
-        sdf = cut(sdf, spokes)
-    else:
-        relief = relief - inside(np.abs(circle(x, y, (hub + 1 - depth) / 2)) - (1 - depth - hub) * 0.3, 0.04) * 0.05
-    tooth = float(rng.integers(teeth)) * 2 * np.pi / teeth
-    wedge = _sector(x, y, tooth, np.pi / teeth * (3 if teeth > 14 else 2.0))
-    return sdf, relief, np.zeros_like(x), [np.maximum(wedge, -circle(x, y, 1 - depth * 1.15))]
-
-
 def _nut(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
     bore = rng.uniform(0.38, 0.55)
     sdf = cut(polygon(x, y, 0.9, 6), circle(x, y, bore))
     chamfer = np.clip((np.hypot(x, y) - 0.84) / 0.2, 0, 1)
     relief = bevel(sdf, 0.04) * 0.04 - chamfer.astype(np.float32) * 0.08
-    rings = np.sin((np.hypot(x, y) - bore) * 90) * inside(circle(x, y, bore + 0.1), 0.03)
-    return sdf, relief + rings.astype(np.float32) * 0.01, np.zeros_like(x), []
+    return sdf, relief, np.zeros_like(x), []
 
 
 def _cap(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
-    ribs = int(rng.choice([21, 24, 36, 48]))
-    wave = np.cos(ribs * np.arctan2(y, x))
-    sdf = (np.hypot(x, y) - 0.97 - 0.025 * wave).astype(np.float32)
-    rim = np.clip((np.hypot(x, y) - 0.78) / 0.2, 0, 1)
-    relief = bevel(sdf, 0.25) * 0.12 + (wave * rim).astype(np.float32) * 0.025
-    accent = np.zeros_like(x)
-    choice = rng.random()
-    if choice < 0.45:
-        accent = _print(x, y, _word(rng), 0.5, int(rng.integers(1, 4)))
-    elif choice < 0.7:
-        accent = inside(np.abs(circle(x, y, 0.55)) - rng.uniform(0.03, 0.12))
+    sdf = circle(x, y, 1)
+    relief = bevel(sdf, rng.uniform(0.2, 0.35)) * 0.16
+    inner = circle(x, y, rng.uniform(0.5, 0.68))
+    relief = relief - inside(inner, 0.05) * rng.uniform(0.02, 0.05)
+    accent = inside(inner) if rng.random() < 0.4 else np.zeros_like(x)
     return sdf, relief, accent, []
 
 
 def _plate(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
-    half_h = rng.uniform(0.55, 0.9)
-    sdf = box(x, y, 0.95, half_h, rng.uniform(0.05, 0.25))
-    at_x, at_y, radius = 0.72, half_h - 0.23, rng.uniform(0.07, 0.12)
-    holes = _spots(x, y, [(at_x, at_y), (-at_x, at_y), (at_x, -at_y), (-at_x, -at_y)], radius)
-    if rng.random() < 0.6:
-        holes = np.minimum(holes, box(x, y, rng.uniform(0.2, 0.4), rng.uniform(0.08, 0.2), 0.07))
-    sdf = cut(sdf, holes)
-    relief = bevel(sdf, 0.05) * 0.05
-    accent = np.zeros_like(x)
-    if rng.random() < 0.35:
-        accent = _print(x, y - np.float32(half_h * 0.55), _word(rng), 0.25, 2)
-    return sdf, relief, accent, []
+    half_h = rng.uniform(0.55, 0.85)
+    sdf = box(x, y, 0.95, half_h, rng.uniform(0.1, 0.3))
+    if rng.random() < 0.3:
+        sdf = cut(sdf, circle(x, y, rng.uniform(0.2, 0.3)))
+    return sdf, bevel(sdf, 0.06) * 0.06, np.zeros_like(x), []
 
 
 def _bracket(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
@@ -208,8 +132,6 @@ def _bracket(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane
         box(x + shift, y, arm, 0.85, 0.08),
         box(x, y - shift, 0.85, arm, 0.08),
     )
-    centres = [(-0.85 + arm, -0.5), (0.5, 0.85 - arm), (-0.85 + arm, 0.85 - arm)]
-    sdf = cut(sdf, _spots(x, y, centres, arm * rng.uniform(0.35, 0.5)))
     return sdf, bevel(sdf, 0.06) * 0.06, np.zeros_like(x), []
 
 
@@ -223,94 +145,49 @@ def _pill(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, P
     return sdf, relief, accent, []
 
 
-def _button(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
-    count = int(rng.choice([2, 4]))
-    holes = _spots(x, y, _on_circle(rng.uniform(0.2, 0.3), count, np.pi / 4), rng.uniform(0.09, 0.13))
-    sdf = cut(circle(x, y, 1), holes)
-    rim = np.abs(circle(x, y, 0.82)) - 0.12
-    relief = bevel(sdf, 0.08) * 0.06 + bevel(rim, 0.12) * 0.06
-    return sdf, relief, np.zeros_like(x), []
-
-
-def _connector(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
-    half_h = rng.uniform(0.42, 0.6)
-    sdf = box(x, y, 1.0, half_h, 0.08)
-    notch = box(x, y + np.float32(half_h), 0.18, 0.1, 0.02)
-    sdf = cut(sdf, notch)
-    cavity = box(x, y, 0.84, half_h - 0.16, 0.05)
-    relief = bevel(sdf, 0.05) * 0.06 - inside(cavity, 0.03) * 0.12
-    columns, rows = int(rng.integers(4, 7)), int(rng.integers(1, 3))
-    step_x = 1.5 / columns
-    pins = [
-        box(x - np.float32((c - (columns - 1) / 2) * step_x), y - np.float32((r - (rows - 1) / 2) * 0.3), 0.075, 0.075, 0.02)
-        for c in range(columns)
-        for r in range(rows)
-    ]
-    pin = np.minimum.reduce(pins)
-    return sdf, relief + inside(pin, 0.02) * 0.12, inside(pin), []
-
-
-def _bearing(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
-    bore = rng.uniform(0.3, 0.42)
-    sdf = cut(circle(x, y, 1), circle(x, y, bore))
-    middle, half = (1 + bore) / 2, (1 - bore) / 2
-    race = np.abs(circle(x, y, middle)) - np.float32(half * 0.45)
-    relief = bevel(sdf, 0.05) * 0.05 - inside(race, 0.02) * 0.07
-    balls = _spots(x, y, _on_circle(middle, int(rng.integers(7, 12))), half * 0.42)
-    sealed = rng.random() < 0.5
-    if not sealed:
-        relief = relief + bevel(balls, half * 0.42) * 0.12
-    return sdf, relief, inside(race) if sealed else inside(cut(race, balls)), []
-
-
-def _screw(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
-    sdf = circle(x, y, 1)
-    relief = bevel(sdf, rng.uniform(0.2, 0.9)) * 0.15
-    width, reach = rng.uniform(0.09, 0.15), rng.uniform(0.5, 0.75)
-    drive = rng.random()
-    if drive < 0.4:
-        slot = np.minimum(box(x, y, reach, width, 0.04), box(x, y, width, reach, 0.04))
-    elif drive < 0.7:
-        slot = box(x, y, reach, width, 0.03)
-    else:
-        slot = polygon(x, y, reach * 0.6, 6)
-    return sdf, relief - inside(slot, 0.03) * 0.14, inside(slot) * 0.5, []
-
-
 def _disc(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
     sdf = circle(x, y, 1)
-    relief = bevel(sdf, 0.06) * 0.06
-    accent = inside(np.abs(circle(x, y, 0.85)) - 0.03) if rng.random() < 0.5 else np.zeros_like(x)
-    if rng.random() < 0.7:
-        accent = np.maximum(accent, _print(x, y, _word(rng), 0.55, int(rng.integers(1, 5))))
+    relief = bevel(sdf, rng.uniform(0.06, 0.2)) * 0.08
+    accent = inside(np.abs(circle(x, y, 0.78)) - 0.06) if rng.random() < 0.4 else np.zeros_like(x)
     return sdf, relief, accent, []
 
 
 def _knob(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
-    lobes = int(rng.integers(3, 9))
+    lobes = int(rng.integers(3, 7))
     wave = np.cos(lobes * np.arctan2(y, x)).astype(np.float32)
     sdf = ((np.hypot(x, y) - 0.86 - wave * rng.uniform(0.08, 0.13)) * 0.9).astype(np.float32)
     relief = bevel(sdf, 0.18) * 0.12
     hub = circle(x, y, rng.uniform(0.22, 0.38))
-    relief = relief + inside(hub, 0.03) * rng.uniform(-0.06, 0.06)
-    return sdf, relief, inside(hub) if rng.random() < 0.5 else np.zeros_like(x), []
+    relief = relief + inside(hub, 0.03) * rng.uniform(0.03, 0.06)
+    return sdf, relief, inside(hub) if rng.random() < 0.4 else np.zeros_like(x), []
+
+
+def _cross(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
+    arm, reach, corner = rng.uniform(0.26, 0.4), rng.uniform(0.8, 1.0), rng.uniform(0.03, 0.15)
+    sdf = np.minimum(box(x, y, 1.0, arm, corner), box(x, y, arm, reach, corner))
+    return sdf, bevel(sdf, 0.06) * 0.06, np.zeros_like(x), []
+
+
+def _tee(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
+    arm, corner = rng.uniform(0.24, 0.36), rng.uniform(0.03, 0.15)
+    shift = np.float32(0.85 - arm)
+    stem = box(x - np.float32(rng.uniform(-0.35, 0.35)), y, arm, 0.85, corner)
+    sdf = np.minimum(box(x, y + shift, 0.9, arm, corner), stem)
+    return sdf, bevel(sdf, 0.06) * 0.06, np.zeros_like(x), []
 
 
 _SHAPES = {
     PartKind.WASHER: _washer,
     PartKind.RING: _ring,
-    PartKind.GEAR: _gear,
     PartKind.NUT: _nut,
     PartKind.CAP: _cap,
     PartKind.PLATE: _plate,
     PartKind.BRACKET: _bracket,
     PartKind.PILL: _pill,
-    PartKind.BUTTON: _button,
-    PartKind.CONNECTOR: _connector,
-    PartKind.BEARING: _bearing,
-    PartKind.SCREW: _screw,
     PartKind.DISC: _disc,
     PartKind.KNOB: _knob,
+    PartKind.CROSS: _cross,
+    PartKind.TEE: _tee,
 }
 
 
