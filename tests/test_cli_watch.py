@@ -74,6 +74,13 @@ def test_board_shows_silence_until_the_next_heartbeat() -> None:
     assert "no heartbeat for 600 ms: reject" not in drawn(beat, silence, beat)
 
 
+def test_newest_verdict_stands_first() -> None:
+    """A low terminal shows the beginning: the newest verdict is there."""
+    text = drawn(*(message(Kind.VERDICT, VERDICT | {"seq": seq}) for seq in range(100, 130)))
+    assert text.index(" 129 ") < text.index(" 128 ")
+    assert " 113 " not in text
+
+
 def test_board_of_one_camera_shows_no_other() -> None:
     """With `--camera` only that one is shown."""
     text = drawn(message(Kind.HEARTBEAT, HEARTBEAT), only="cam2")
@@ -126,14 +133,17 @@ def test_watch_on_a_terminal_is_live_and_ends_with_ctrl_c(daemon: Daemon) -> Non
     """On a terminal there is a live table; Ctrl-C ends it with 130 and without a traceback."""
     parent, child = pty.openpty()
     command = [sys.executable, "-m", "inspectd", "watch", "--endpoint", daemon.verdicts]
-    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=clean_environment())
-    os.close(child)
-    text = read_until(parent, b"anomaly")
-    process.send_signal(signal.SIGINT)
-    text += read_until(parent, None)
-    assert process.wait(PATIENCE_S) == 130
+    with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=clean_environment()) as process:
+        os.close(child)
+        try:
+            text = read_until(parent, b"cam1")
+            process.send_signal(signal.SIGINT)
+            text += read_until(parent, None)
+            assert process.wait(PATIENCE_S) == 130
+        finally:
+            process.kill()
+            os.close(parent)
     assert b"Traceback" not in text
-    os.close(parent)
 
 
 def read_until(terminal: int, word: bytes | None) -> bytes:

@@ -132,7 +132,7 @@ class Board:
         """The board as rich draws it."""
         from rich.console import Group
 
-        return Group(self._head(), self._camera_table(), self._verdict_table(), *self._alarm_lines())
+        return Group(self._head(), *self._alarm_lines(), self._camera_table(), self._verdict_table())
 
     def _head(self) -> Text:
         from rich.text import Text
@@ -159,7 +159,7 @@ class Board:
         from rich.text import Text
 
         table = Table("captured", "camera", "seq", "verdict", "reason", "score", "regions", "total", expand=True)
-        for body in self.verdicts:
+        for body in reversed(self.verdicts):  # a low terminal cuts the bottom off: the newest come first
             total_ms = body["latency_ms"]["total"]
             table.add_row(
                 (body["captured_utc"] or "-")[11:23],
@@ -183,7 +183,7 @@ def _live(subscriber: Subscriber, count: int | None, camera: str | None) -> None
     from rich.live import Live
 
     board, seen = Board(only=camera), 0
-    with Live(get_renderable=board.render, refresh_per_second=8) as live:
+    with Live(get_renderable=board.render, refresh_per_second=8, vertical_overflow="crop") as live:
         while count is None or seen < count:
             item = subscriber.receive(LOOK_S)
             seen += item is not None and board.take(item)
