@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -118,12 +119,10 @@ def parse(body: bytes) -> Request:
         raise RequestError(ErrorCode.BAD_REQUEST, "the request is not one UTF-8 JSON object") from error
     if not isinstance(fields, dict):
         raise RequestError(ErrorCode.BAD_REQUEST, "the request is not a JSON object")
-    given = fields.get("id")
-    request_id = given if isinstance(given, str) and len(given) <= 256 else None
     try:
         return _ADAPTER.validate_python(fields)
     except ValidationError as error:
-        raise RequestError(ErrorCode.BAD_REQUEST, _mistake(error), request_id) from error
+        raise RequestError(ErrorCode.BAD_REQUEST, _mistake(error), _echo(fields.get("id"))) from error
 
 
 def accepted(request_id: str, **fields: Any) -> bytes:
@@ -131,10 +130,23 @@ def accepted(request_id: str, **fields: Any) -> bytes:
     return json.dumps({"id": request_id, "ok": True} | fields, allow_nan=False, ensure_ascii=False).encode()
 
 
+def verdicts(request_id: str, bodies: Iterable[bytes]) -> bytes:
+    """The reply to `history`: the bodies as they were published, byte for byte, without reading them again."""
+    head = json.dumps({"id": request_id, "ok": True}, ensure_ascii=False).encode()
+    return head[:-1] + b', "verdicts": [' + b",".join(bodies) + b"]}"
+
+
 def refused(error: RequestError) -> bytes:
     """The reply to a request that was not."""
     reply = {"id": error.request_id, "ok": False, "error": {"code": error.code, "message": str(error)}}
     return json.dumps(reply, ensure_ascii=False).encode()
+
+
+def _echo(given: Any) -> str | None:
+    """The id of a request that is refused, where it is one: JSON can spell half a character, UTF-8 cannot."""
+    if not isinstance(given, str) or len(given) > 256:
+        return None
+    return given if given.isascii() or given.encode(errors="ignore").decode() == given else None
 
 
 def _mistake(error: ValidationError) -> str:

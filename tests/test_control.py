@@ -69,3 +69,19 @@ def test_deep_nesting_is_refused() -> None:
     """JSON nested thousands of levels deep is a bad request, not the end of the publisher."""
     with pytest.raises(RequestError, match="JSON"):
         control.parse(b"[" * 60_000)
+
+
+def test_half_a_character_in_an_id_is_refused_like_any_mistake() -> None:
+    """JSON can spell a lone surrogate, UTF-8 cannot: the refusal can still be sent, without that id."""
+    with pytest.raises(RequestError) as refusal:
+        control.parse(rb'{"id": "\ud800", "op": "status"}')
+    assert json.loads(control.refused(refusal.value))["id"] is None
+
+
+def test_history_gives_the_bytes_that_were_published() -> None:
+    """The bodies are not read again: they stand in the reply byte for byte, and the reply is JSON."""
+    bodies = [b'{"seq":1,"score":0.10000000000000001}', b'{"seq":2}']
+    reply = control.verdicts('"1', bodies)
+    assert all(body in reply for body in bodies)
+    assert json.loads(reply) == {"id": '"1', "ok": True, "verdicts": [{"seq": 1, "score": 0.1}, {"seq": 2}]}
+    assert json.loads(control.verdicts("1", []))["verdicts"] == []
