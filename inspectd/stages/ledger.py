@@ -97,7 +97,14 @@ class Ledger:
         return None if earliest is None else earliest - self._reserve_ns
 
     def collect(self, now_ns: int, overdue: Reason) -> list[Answer]:
-        """Takes out, in order, the rows that can be answered at `now_ns`; those overdue become `error/overdue`."""
+        """Takes out, in order, the rows that can be answered at `now_ns`; those overdue become `error/overdue`.
+
+        A result that waits here, or came, when its deadline has passed is late whatever it says (contract I2).
+        """
+        for entry in self._entries:
+            if 0 < entry.row.deadline_ns <= now_ns and isinstance(entry.outcome, Result):
+                entry.outcome, entry.mask_png = Reason.LATE, None  # taken out of the inbox only now, behind a pause
+                self.late_results += 1
         for entry in reversed(self._entries):
             if entry.row.deadline_ns and entry.row.deadline_ns - self._reserve_ns <= now_ns:
                 self.give_up(overdue, through=entry.row.seq)

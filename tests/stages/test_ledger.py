@@ -129,3 +129,14 @@ def test_every_row_is_answered_exactly_once_in_order(seed: int, rows: int) -> No
             case _:
                 answered += [answer.row.seq for answer in ledger.collect(now_ns, Reason.LATE)]
     assert answered == list(range(1, rows + 1))
+
+
+def test_result_that_is_read_behind_its_deadline_is_late() -> None:
+    """A publisher that stood still finds results in its inbox: what has fallen due meanwhile does not pass (I2)."""
+    ledger = a_ledger(2)
+    ledger.resolve(a_result(1), b"png")
+    ledger.resolve(a_result(2), None)
+    answers = ledger.collect(1001, Reason.LATE)
+    assert outcomes(answers) == [(1, Reason.LATE), (2, "result")]
+    assert answers[0].mask_png is None
+    assert ledger.late_results == 1
