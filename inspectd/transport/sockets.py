@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import socket as unix
 import time
 from collections import Counter
@@ -26,11 +27,23 @@ MAX_REQUEST_BYTES = 64 * 1024
 PUBLIC_HWM = 1000
 INTERNAL_HWM = 4096
 LINGER_STOP_MS = 1000
+_STAGE_SOCKET = re.compile(r"[a-z]+-\d+\.[a-z]+")
 
 
 def stage_endpoint(sockets_dir: Path, stage: str, generation: int, what: str) -> str:
     """The ipc endpoint of one generation of a stage, such as `ipc:///run/inspectd/worker-3.wake`."""
     return f"ipc://{sockets_dir}/{stage}-{generation}.{what}"
+
+
+def sweep_stage_endpoints(sockets_dir: Path) -> None:
+    """Unlinks the sockets that dead stages left; whatever else lies in the folder, or lives, is not touched.
+
+    Raises:
+        OSError: a socket cannot be unlinked.
+    """
+    for path in sockets_dir.iterdir():
+        if _STAGE_SOCKET.fullmatch(path.name) and path.is_socket() and not _listens(path):
+            path.unlink()
 
 
 class _Socket:
@@ -130,12 +143,19 @@ class VerdictSocket(_Socket):
             request = parts[0]
             if request[:1] == b"\1" and admits(request[1:]):
                 self.socket.set(zmq.SUBSCRIBE, request[1:])
-                self._previews[request[1:]] += 1
+                self._count_viewer(request[1:], 1)
                 admitted.append(request[1:])
             elif request[:1] == b"\0":
                 self.socket.set(zmq.UNSUBSCRIBE, request[1:])
-                self._previews[request[1:]] -= 1
+                self._count_viewer(request[1:], -1)
         return admitted
+
+    def _count_viewer(self, prefix: bytes, by: int) -> None:
+        """Whoever takes back what he never asked for leaves no trace and takes nobody else's away for long."""
+        if prefix.startswith(PREVIEW_ROOT):
+            self._previews[prefix] = max(0, self._previews[prefix] + by)
+            if not self._previews[prefix]:
+                del self._previews[prefix]
 
     def wants_preview(self, camera: str) -> bool:
         """Whether somebody asked for this camera's pictures by name; who subscribes to everything has not."""
@@ -328,12 +348,16 @@ def _bind(socket: zmq.Socket[Any], endpoint: str, patience_s: float, on_wait: Ca
 
 def _bind_once(socket: zmq.Socket[Any], endpoint: str) -> None:
     """Binds, but never over a living program: libzmq would unlink its ipc socket and silently take the name."""
-    if endpoint.startswith("ipc:///"):
-        with unix.socket(unix.AF_UNIX) as probe:
-            probe.setblocking(False)
-            if probe.connect_ex(endpoint.removeprefix("ipc://")) in (0, errno.EAGAIN):
-                raise zmq.ZMQError(zmq.EADDRINUSE)
+    if endpoint.startswith("ipc:///") and _listens(Path(endpoint.removeprefix("ipc://"))):
+        raise zmq.ZMQError(zmq.EADDRINUSE)
     socket.bind(endpoint)
+
+
+def _listens(path: Path) -> bool:
+    """Whether a living program has bound the unix socket."""
+    with unix.socket(unix.AF_UNIX) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
 
 
 def _connect(socket: zmq.Socket[Any], endpoint: str) -> None:

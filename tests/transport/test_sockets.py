@@ -163,3 +163,31 @@ def test_hostile_bytes_leave_the_control_socket_serving(peer: Callable[[int], zm
         while descriptors() > before + 20:
             assert time.monotonic() < deadline_s
             wait([control], 0.05)
+
+
+def test_sweep_takes_dead_stage_sockets_only(tmp_path: Path) -> None:
+    """A file that only looks like a socket's name, and a socket on which somebody listens, stay."""
+    (tmp_path / "my-recipe.toml").touch()
+    (tmp_path / "worker-7.wake").touch()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "publisher-1.results"))
+    with Inbox(stage_endpoint(tmp_path, "worker", 2, "wake")):
+        sockets.sweep_stage_endpoints(tmp_path)
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"my-recipe.toml", "worker-7.wake", "worker-2.wake"}
+
+
+def test_viewers_that_come_and_go_leave_no_trace(endpoint: str, peer: Callable[[int], zmq.Socket]) -> None:
+    """Subscriptions that were taken back do not grow the publisher, whatever their names."""
+    with VerdictSocket(endpoint) as verdicts:
+        viewer = peer(zmq.SUB)
+        viewer.connect(endpoint)
+        for number in range(50):
+            viewer.subscribe(b"preview/cam%d/" % number)
+        assert len(served(verdicts, 50)) == 50
+        assert verdicts.wants_preview("cam7")
+        for number in range(50):
+            viewer.unsubscribe(b"preview/cam%d/" % number)
+        viewer.subscribe(b"heartbeat/")
+        assert served(verdicts, 1) == [b"heartbeat/"]
+        assert not verdicts._previews
