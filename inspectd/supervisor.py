@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
 
-from inspectd.errors import ConfigError, ExitCode
+from inspectd.errors import ConfigError, ExitCode, JournalError
 from inspectd.log import configure_log, get_logger
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import CameraState
@@ -28,6 +28,7 @@ from inspectd.stages.notify import Notifier
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, segment_prefix
 from inspectd.transport.memory import sweep
 from inspectd.transport.ring import Ring
+from inspectd.transport.sockets import sweep_stage_endpoints
 from inspectd.transport.tickets import CameraView, Table
 from inspectd.viewport import frame_size_error
 
@@ -94,7 +95,7 @@ class Supervisor:
             prefix = segment_prefix(self._settings.state_dir)
             answer_left_rows(self._settings.state_dir, self._recipes)
             sweep(prefix)
-            stack.callback(sweep, prefix)
+            stack.callback(self._sweep_answered, prefix)
             self._create_shared_memory(prefix, slot_bytes)
             self._prepare_sockets_dir()
             self._make_children()
@@ -144,8 +145,7 @@ class Supervisor:
         folder = self._settings.sockets_dir
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for left in folder.glob("*-*.*"):
-                left.unlink()
+            sweep_stage_endpoints(folder)
         except OSError as error:
             raise ConfigError(f"runtime_dir {folder}: {error.strerror or error}") from error
 
@@ -218,7 +218,8 @@ class Supervisor:
             self._view(child.camera).state = CameraState.LOST
             child.retry_s = math.inf
             return
-        if code in (ExitCode.CONFIG, ExitCode.ENDPOINT_HELD):
+        final = code == ExitCode.CONFIG and not self._was_ready  # what was right once may be so again: a busy machine
+        if final or code == ExitCode.ENDPOINT_HELD:
             self._exit_code = ExitCode(code)
             return
         now_s = time.monotonic()
@@ -293,6 +294,15 @@ class Supervisor:
                 get_logger().warning("child_killed", pid=process.pid)
                 process.kill()
                 process.join()
+
+    def _sweep_answered(self, prefix: str) -> None:
+        """Takes the shared memory away, but never with rows that nobody has answered: a publisher may have died too."""
+        try:
+            answer_left_rows(self._settings.state_dir, self._recipes)
+        except JournalError as error:
+            get_logger().error("rows_left_for_the_next_start", error=str(error))
+            return
+        sweep(prefix)
 
 
 def run_daemon(settings: Settings, *, exit_at_end: bool = False) -> ExitCode:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
@@ -118,3 +121,107 @@ def test_stopped_line_is_answered_when_the_publisher_dies_after_its_last_frame(m
         daemon.signal(signal.SIGTERM)
         assert daemon.wait() == 0
     every_number_is_answered(daemon, subscriber.seen)
+
+
+def test_rows_that_a_dead_publisher_left_are_answered_at_the_stop(make_daemon: MakeDaemon) -> None:
+    """Told to stop while the publisher stands still: what it left is journaled before the shared memory goes."""
+    daemon = a_live_daemon(make_daemon, cameras=1)
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: inspected(seen, "cam1", 2))
+        pids = [pid_of(daemon, name) for name in ("worker", "publisher")]
+        for pid in pids:
+            psutil.Process(pid).suspend()
+        subscriber.read(0.8)
+        last = max(subscriber.seen.seqs("cam1"))
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+    assert daemon.segments() == []
+    with sqlite3.connect(daemon.journal) as connection:
+        rows = connection.execute("SELECT seq FROM verdicts ORDER BY seq").fetchall()
+    assert [seq for (seq,) in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) > last
+
+
+def test_worker_that_cannot_start_again_at_first_is_tried_again(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    """What was a sound configuration once is not given up: the daemon stays, and inspects when it can again."""
+    video = tmp_path / "belt.mp4"
+    video.symlink_to(shared("data", "video", "bottle_bench_640x360.mp4"))
+    camera = file_camera(video, pace="realtime", trigger="max_fps = 3", loop=True)
+    daemon = make_daemon({"cam1": camera}, recipe=RECIPE)
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: inspected(seen, "cam1", 1))
+        target = video.readlink()
+        video.unlink()
+        psutil.Process(pid_of(daemon, "worker")).kill()
+        subscriber.until(lambda _: "belt.mp4" in daemon.log())
+        video.symlink_to(target)
+        last = max(subscriber.seen.seqs("cam1"))
+        subscriber.until(lambda seen: inspected(seen, "cam1", last + 1))
+        assert daemon.process is not None
+        assert daemon.process.poll() is None
+
+
+def test_trigger_that_is_asked_for_again_is_inspected_once(make_daemon: MakeDaemon) -> None:
+    """A capture that stands still takes a trigger only when it goes on: asked for twice by then, it is one part."""
+    video = shared("data", "video", "bottle_bench_640x360.mp4")
+    daemon = make_daemon({"cam1": file_camera(video, pace="realtime", trigger='kind = "external"', loop=True)})
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: seen.state == "ready")
+        capture = psutil.Process(pid_of(daemon, "capture-cam1"))
+        capture.suspend()
+        try:
+            assert not daemon.ask("trigger", camera="cam1", trigger_id="part 1")["ok"]
+            replies: list[dict[str, Any]] = []
+            again = Thread(
+                target=lambda: replies.append(daemon.ask("trigger", camera="cam1", trigger_id="part 1", wait=True))
+            )
+            again.start()
+            subscriber.read(0.1)
+        finally:
+            capture.resume()
+        again.join()
+        assert daemon.ask("trigger", camera="cam1", trigger_id="part 2", wait=True)["seq"] == 2
+        assert daemon.ask("trigger", camera="cam1", trigger_id="part 1")["seq"] == 1
+        seen = subscriber.until(lambda seen: len(seen.verdicts) == 2)
+    assert [each["trigger"]["id"] for each in seen.verdicts] == ["part 1", "part 2"]
+    assert replies[0]["seq"] == 1
+
+
+def test_triggers_that_share_a_frame_are_both_inspected(make_daemon: MakeDaemon) -> None:
+    """Two requests before the next frame get that frame both; it is no repeated picture."""
+    video = shared("data", "video", "bottle_bench_640x360.mp4")
+    camera = (
+        f'source = {{ kind = "file", path = "{video}", loop = true, frozen_after_s = 3 }}\n'
+        'trigger = { kind = "external" }\n'
+    )
+    daemon = make_daemon({"cam1": camera})
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: seen.state == "ready")
+        capture = psutil.Process(pid_of(daemon, "capture-cam1"))
+        capture.suspend()
+        asking = [
+            Thread(target=daemon.ask, args=("trigger",), kwargs={"camera": "cam1", "trigger_id": f"part {number}"})
+            for number in range(4)
+        ]
+        for each in asking:
+            each.start()
+        subscriber.read(0.1)
+        capture.resume()
+        for each in asking:
+            each.join()
+        seen = subscriber.until(lambda seen: len(seen.verdicts) == 4)
+    assert len({each["frame"]["index"] for each in seen.verdicts}) < 4
+    assert {each["decision"] for each in seen.verdicts} <= {"pass", "fail"}
+
+
+def test_twin_recipes_share_a_model_and_keep_their_names(make_daemon: MakeDaemon) -> None:
+    """A recipe that is a copy of another by another name is inspected as itself."""
+    camera = file_camera(shared("data", "video", "dark_belt_1280x960.mp4"), trigger="every_nth = 20")
+    daemon = make_daemon({"cam1": camera, "cam2": camera})
+    daemon.write_recipe("twin", daemon.recipe)
+    head, tail = daemon.config.read_text().split("[cameras.cam2]")
+    daemon.config.write_text(head + "[cameras.cam2]" + tail.replace('"part"', '"twin"'))
+    with running(daemon, "--exit-at-end") as subscriber:
+        seen = subscriber.until(lambda seen: seen.ended("cam1") is not None and seen.ended("cam2") is not None)
+    assert {(each["camera"], each["recipe"]["name"]) for each in seen.verdicts} == {("cam1", "part"), ("cam2", "twin")}
+    assert {each["decision"] for each in seen.verdicts} <= {"pass", "fail"}

@@ -23,7 +23,7 @@ from inspectd.sources.timing import Backoff
 from inspectd.stages.lifecycle import Life
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import CommandLine, Outbox, stage_endpoint
-from inspectd.transport.tickets import NewRow
+from inspectd.transport.tickets import ROWS, NewRow
 from inspectd.viewport import box_of
 
 READ_S = 0.05
@@ -69,6 +69,7 @@ class Capture:
         self._is_frozen = False
         self._inspected: PixelsU8 | None = None
         self._requests = self._left_requests()
+        self._trigger_ids = self._left_trigger_ids()
         self._backoff = Backoff()
         self._missed_before = 0
 
@@ -304,10 +305,23 @@ class Capture:
             if row.trigger_kind is TriggerKind.EXTERNAL and row.slot < 0 and row.gate is None
         )
 
+    def _left_trigger_ids(self) -> dict[str, None]:
+        """The ids of the triggers that were accepted lately, oldest first, as far as the table still knows them."""
+        last = self._view.high_water
+        rows = (self._view.row(seq) for seq in range(max(1, last - ROWS + 1), last + 1))
+        return {row.trigger_id: None for row in rows if row is not None and row.trigger_id is not None}
+
+    def _remember(self, trigger_id: str) -> None:
+        self._trigger_ids[trigger_id] = None
+        if len(self._trigger_ids) > ROWS:
+            del self._trigger_ids[next(iter(self._trigger_ids))]
+
     def _take_requests(self) -> None:
         """Accepts the triggers that came: each is a row at once, before its frame is there."""
         for body in self._commands.commands():
             command = json.loads(body)
+            if command["trigger_id"] in self._trigger_ids:  # a client that asks again, of another publisher perhaps
+                continue
             arrived_ns = command["arrived_ns"]
             deadline_ms = command["deadline_ms"] or self._recipe.deadline_ms
             deadline_ns = arrived_ns + round(deadline_ms * 1e6)
@@ -321,15 +335,17 @@ class Capture:
                 simulated=self._simulated,
             )
             seq = self._accept(row, None, None)
+            if seq is not None:
+                self._remember(command["trigger_id"])
             if seq is not None and row.gate is None:
                 self._requests.append(_Request(seq=seq, arrived_ns=arrived_ns, deadline_ns=deadline_ns))
 
     def _serve_requests(self, frame: Frame) -> None:
         """Gives the first frame exposed after its arrival to every trigger that waits."""
         ready = [request for request in self._requests if frame.captured_ns > request.arrived_ns]
+        gate = self._gate(frame) if ready else None  # once: two triggers may share a frame, that is no repeated picture
         for request in ready:
             self._requests.remove(request)
-            gate = self._gate(frame)
             slot = None if gate is not None else self._slot()
             if slot is None:
                 self._view.decide(request.seq, gate or Reason.OVERLOAD)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from inspectd.errors import TransportError
-from inspectd.journal import Journal, JournalWriter
+from inspectd.journal import Commit, Journal, JournalWriter
 from inspectd.log import get_logger
 from inspectd.records import CameraState, DaemonState, Decision, Reason
 from inspectd.stages.answers import Frozen, as_error, entry_of, freeze, verdict_of
@@ -64,6 +64,7 @@ class Publisher:
             keep_days=settings.journal.keep_days,
             on_commit=self._metrics.commit.observe,
         )
+        self._owed: Commit | None = None
         self._journal = Journal.open(settings.state_dir / "journal.sqlite", read_only=True)
         self._views = {name: self._table.camera(index) for index, name in enumerate(self._table.cameras)}
         self._ledgers = {name: self._new_ledger(name, view) for name, view in self._views.items()}
@@ -110,10 +111,13 @@ class Publisher:
         self._answer_all(now_ns)
         self._serve_subscriptions()
         self._requests.serve(now_ns)
-        for event in self._events.changes(self._look(), now_ns):
-            self._publish_event(event)
+        self._tell_changes(now_ns)
         if now_ns >= self._beat_due_ns:
             self._publish_heartbeat(now_ns)
+
+    def _tell_changes(self, now_ns: int) -> None:
+        for event in self._events.changes(self._look(), now_ns):
+            self._publish_event(event)
 
     def _serve_subscriptions(self) -> None:
         self._verdicts.serve_subscriptions()
@@ -218,20 +222,25 @@ class Publisher:
 
     def _journaled(self, frozen: list[Frozen]) -> list[Frozen]:
         """Journal first (I4): what cannot be committed within the reserve goes out as the settings say."""
-        if self._writer.healthy:
+        if self._journal_keeps_up():
             commit = self._writer.submit([entry_of(each) for each in frozen])
             if commit.wait(self._reserve_ns / 1e9):
                 return frozen
             replaced = [self._unjournaled(each) for each in frozen]
             if not commit.abandon([entry_of(each) for each in replaced]):
                 return frozen
+            self._owed = commit
         else:
             replaced = [self._unjournaled(each) for each in frozen]
-            self._writer.submit([entry_of(each) for each in replaced])
+            self._owed = self._writer.submit([entry_of(each) for each in replaced])
         self._metrics.unjournaled.inc(len(replaced))
-        for each in replaced:  # no other process can know of these: never send them twice
-            self._views[each.verdict.camera].answered_through = each.verdict.seq
         return replaced
+
+    def _journal_keeps_up(self) -> bool:
+        """Whether the journal takes verdicts and holds all that were sent before: neither failed nor stalled."""
+        if self._owed is not None and self._owed.wait(0):
+            self._owed = None
+        return self._writer.healthy and self._owed is None
 
     def _unjournaled(self, each: Frozen) -> Frozen:
         verdict = replace(each.verdict, journaled=False)
@@ -241,8 +250,8 @@ class Publisher:
 
     def _publish(self, each: Frozen) -> None:
         verdict = each.verdict
+        self._views[verdict.camera].answered_through = verdict.seq  # before the send: never to be sent twice
         self._verdicts.send(each.topic, each.body, each.mask_png)
-        self._views[verdict.camera].answered_through = verdict.seq
         self._metrics.verdicts.labels(verdict.camera, verdict.decision, verdict.reason).inc()
         if verdict.latency_ms.total is not None:
             self._metrics.latency.labels(verdict.camera).observe(verdict.latency_ms.total / 1000)
@@ -263,7 +272,7 @@ class Publisher:
         if not self._table.accepting:
             return DaemonState.STARTING
         lost = any(view.state is CameraState.LOST for view in self._views.values())
-        sound = self._table.worker_ready and self._writer.healthy and not lost
+        sound = self._table.worker_ready and self._journal_keeps_up() and not lost
         return DaemonState.READY if sound else DaemonState.DEGRADED
 
     def _publish_heartbeat(self, now_ns: int) -> None:
@@ -288,7 +297,7 @@ class Publisher:
     def _look(self) -> Look:
         return Look(
             worker_generation=self._table.worker_generation,
-            journal_healthy=self._writer.healthy,
+            journal_healthy=self._journal_keeps_up(),
             cameras=tuple(
                 CameraLook(
                     name=name,
@@ -366,6 +375,7 @@ class Publisher:
 
     def _close(self) -> None:
         """The last heartbeat says `stopping`; then subscribers have a second to take what is queued."""
+        self._tell_changes(time.monotonic_ns())  # the end of a camera may have come with the order to stop
         self._publish_heartbeat(time.monotonic_ns())
         if self._http is not None:
             self._http.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TRIGGER_PATIENCE_NS = 1_000_000_000
+SERVE_NS = 5_000_000
+"""Requests may take so much of a turn: whoever asks without a pause waits, the verdicts do not."""
 MAX_WAITING = 1000
+MAX_KNOWN = 10_000
+"""Trigger ids whose seq is kept at hand; older ones are in the journal."""
 REMEMBERED = 512
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -79,7 +84,8 @@ class Requests:
         self._tallies = {name: _Tally() for name in self._table.cameras}
 
     def serve(self, now_ns: int) -> None:
-        """Answers what waits on the socket, and clients whose trigger no capture took."""
+        """Answers what waits on the socket, for a short time a turn, and clients whose trigger no capture took."""
+        started_ns = time.monotonic_ns()
         for envelope, body in self._socket.requests():
             try:
                 reply = self._carry_out(control.parse(body), envelope, now_ns)
@@ -88,6 +94,8 @@ class Requests:
                 reply = (control.refused(error),)
             if reply:
                 self._socket.reply(envelope, *reply)
+            if time.monotonic_ns() - started_ns > SERVE_NS:
+                break
         self._refuse_untaken(now_ns)
 
     def row_accepted(self, camera: str, row: Row) -> None:
@@ -95,7 +103,7 @@ class Requests:
         if row.trigger_id is None:
             return
         key = (camera, row.trigger_id)
-        self._seqs[key] = row.seq
+        self._remember(key, row.seq)
         for waiter in self._waiting.get(key, []):
             waiter.seq = row.seq
             if not waiter.wants_verdict:
@@ -149,7 +157,7 @@ class Requests:
                 limit=request.limit,
             ),
         )
-        return control.accepted(request.id, verdicts=[json.loads(entry.body) for entry in entries])
+        return control.verdicts(request.id, (entry.body for entry in entries))
 
     def _mask(self, request: control.MaskRequest) -> tuple[bytes, ...]:
         session = request.session or self._table.session
@@ -183,8 +191,13 @@ class Requests:
             seq = self._read(request.id, lambda: self._journal.seq_of_trigger(self._table.session, *key))
             if seq is None:
                 return None
-            self._seqs[key] = seq
+            self._remember(key, seq)
         return self._seqs[key]
+
+    def _remember(self, key: tuple[str, str], seq: int) -> None:
+        self._seqs[key] = seq
+        while len(self._seqs) > MAX_KNOWN:
+            del self._seqs[next(iter(self._seqs))]
 
     def _known_trigger(self, request: control.TriggerRequest, seq: int) -> bytes:
         """The reply to a trigger id that was accepted before: the same seq, never a second inspection."""

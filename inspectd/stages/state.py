@@ -73,7 +73,7 @@ def answer_left_rows(state_dir: Path, recipes: dict[str, Recipe]) -> int:
     Raises:
         JournalError: the journal cannot be written; then nothing is swept and the rows are there at the next start.
     """
-    tables = [name for name in names(segment_prefix(state_dir)) if name.endswith("-table")]
+    tables = [name for name in names(segment_prefix(state_dir)) if name.endswith("-table") and _has_left_rows(name)]
     if not tables:
         return 0
     journal = Journal.open(state_dir / "journal.sqlite", check=True)
@@ -85,12 +85,19 @@ def answer_left_rows(state_dir: Path, recipes: dict[str, Recipe]) -> int:
     return count
 
 
-def _answer_table(name: str, journal: Journal, recipes: dict[str, Recipe]) -> int:
+def _has_left_rows(name: str) -> bool:
     try:
         table = Table.attach(name)
     except TransportError as error:  # killed before the table was whole: nothing was accepted
         get_logger().warning("left_table_unreadable", error=str(error))
-        return 0
+        return False
+    left = any(next(table.camera(index).unanswered(), None) is not None for index in range(len(table.cameras)))
+    table.close()
+    return left
+
+
+def _answer_table(name: str, journal: Journal, recipes: dict[str, Recipe]) -> int:
+    table = Table.attach(name)
     entries: list[Entry] = []
     for index, camera in enumerate(table.cameras):
         recipe = recipes[camera].info if camera in recipes else UNKNOWN_RECIPE

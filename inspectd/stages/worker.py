@@ -61,6 +61,7 @@ class Worker:
         self._views = [self._table.camera(index) for index in range(len(self._stations))]
         self._cursors = [view.answered_through for view in self._views]
         self._frameless: list[tuple[int, int]] = []
+        self._frame_step_ns = 0
         settings = self._charge.settings
         self._batcher = Batcher(
             max_batch=settings.worker.max_batch,
@@ -144,7 +145,12 @@ class Worker:
                     f"{inspector.recipe.path}: deadline_ms: {deadline_ms:g} is shorter than one frame takes here "
                     f"({frame_ms:.0f} ms and {reserve_ms:g} ms of publish_reserve_ms); allow more, or less work a frame"
                 )
-        self._life.heart.limit(max(LEAST_LIMIT_NS, 3 * self._beats.slowest_ns))
+        self._frame_step_ns = self._beats.slowest_ns
+        self._limit_silence(1)
+
+    def _limit_silence(self, frames: int) -> None:
+        """A silence of three times the model's slowest step is a death; a step over a batch takes that much longer."""
+        self._life.heart.limit(max(LEAST_LIMIT_NS, 3 * self._frame_step_ns * frames))
 
     def _frame_size_wh_px(self, recipe: Recipe) -> tuple[int, int]:
         """The largest frame of the recipe's cameras, as far as it is known before they run."""
@@ -198,11 +204,13 @@ class Worker:
         inspector.keep_maps = bool(previewed)
         crops = [self._crops(inspector, ticket) for ticket in batch]
         sound = [(ticket, crop) for ticket, crop in zip(batch, crops, strict=True) if isinstance(crop, Crops)]
+        self._limit_silence(max(1, len(sound)))
         inspections = iter(inspector.inspect_crops([crop for _, crop in sound]) if sound else [])
         done_ns = time.monotonic_ns()
         if sound:
             self._batcher.measured(len(sound), done_ns - taken_ns)
         for ticket, crop in zip(batch, crops, strict=True):
+            self._life.beat()
             inspection = _refusal(crop, inspector) if isinstance(crop, Reason) else next(inspections)
             self._send(ticket, inspector, inspection, taken_ns)
             if ticket in previewed and isinstance(crop, Crops):
@@ -257,7 +265,7 @@ class Worker:
             regions=inspection.regions,
             regions_truncated=inspection.regions_truncated,
             mask=place,
-            recipe=inspector.recipe.info,
+            recipe=self._stations[ticket.camera].recipe.info,  # the inspector's may be its twin by another name
             model=inspector.identity,
             queue_ms=_queue_ms(ticket.row, taken_ns),
             infer_ms=infer_ms,
