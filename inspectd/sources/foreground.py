@@ -1,7 +1,7 @@
 """Finds what lies on the belt: a small view of the zone against a learnt picture of the empty belt. Pure.
 
 The belt's texture moves with the parts, so single pixels never stand still: the view is blurred, and a part is what
-differs by more than the belt's own restlessness. Letters: H, W the sides of the view, at most `VIEW_PX`.
+differs by more than the belt's own restlessness. Letters: H, W the sides of the view.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from inspectd.records import PixelsU8
 
 ViewF32 = NDArray[np.float32]
 
-VIEW_PX = 128
+VIEW_PX = (128, 288)
+"""The longer side of the view: so many pixels at least and at most."""
+PART_AREA_PX = 150
+"""The smallest part covers so many pixels of the view, as far as its limits allow."""
 BLUR_PX = 1.4
 """Sigma of the blur that takes the belt's grain away."""
-CLOSE_PX = 5
+CLOSE_PX = 3
 FOLLOW_LEVELS = 0.25
 """Grey levels by which the empty belt follows each view at most, once it is learnt."""
 LEARN_VIEWS = 40
@@ -27,8 +30,10 @@ LEARN_VIEWS = 40
 RESTLESSNESS = 9.0
 """A part differs by at least so many times what the quietest `QUIET_SHARE` of the zone differ by (3.5 sigma)."""
 QUIET_SHARE = 0.3
-LIGHT_SHARE = 0.2
-"""So much of the zone must lie bare to tell a change of light."""
+MOST_RESTLESS = 3.0
+"""A restless belt raises the contrast that is asked of a part by so many times at most."""
+BARE_SHARE = 0.2
+"""So much of the zone must lie bare to learn anything about the belt."""
 LIGHT_EXPLAINED = 0.7
 """A change of light changes everything; so much of the bare belt must agree on it."""
 LIGHT_GAINS = (0.4, 2.5)
@@ -59,7 +64,8 @@ class Foreground:
     ) -> None:
         self._zone = zone_xywh_px
         self._contrast_levels = contrast_levels
-        scale = min(1.0, VIEW_PX / max(zone_xywh_px[2:]))
+        side = float(np.clip(np.sqrt(PART_AREA_PX / min_part_share), *VIEW_PX))
+        scale = min(1.0, side / max(zone_xywh_px[2:]))
         self.size_wh = max(1, round(zone_xywh_px[2] * scale)), max(1, round(zone_xywh_px[3] * scale))
         self._min_area = max(4.0, min_part_share * self.size_wh[0] * self.size_wh[1])
         self.relearned = 0
@@ -78,10 +84,10 @@ class Foreground:
             self._belt = view.copy()
         self._light(view)
         difference = _strongest(np.abs(view - self._belt))
-        quiet = float(np.quantile(difference, QUIET_SHARE))
-        self._restlessness += (quiet - self._restlessness) / min(self._seen + 1, LEARN_VIEWS)
+        self._learn_restlessness(difference)
         self._view_now = view
-        self._mask = _closed(difference > max(self._contrast_levels, RESTLESSNESS * self._restlessness))
+        limit = min(max(1.0, RESTLESSNESS * self._restlessness / self._contrast_levels), MOST_RESTLESS)
+        self._mask = _closed(difference > limit * self._contrast_levels)
         blobs = self._blobs()
         self._follow(blobs)
         self._check_filled(time_s)
@@ -104,10 +110,18 @@ class Foreground:
         small = cv2.resize(pixels_bgr[y : y + height, x : x + width], self.size_wh, interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.GaussianBlur(small.astype(np.float32), (0, 0), BLUR_PX), dtype=np.float32)
 
+    def _learn_restlessness(self, difference: ViewF32) -> None:
+        """How far the bare belt strays from its picture: grain, noise, dirt."""
+        bare = difference[::2, ::2][self._mask[::2, ::2] == 0]
+        if bare.size < BARE_SHARE * difference.size / 4:
+            return
+        quiet = float(np.quantile(bare, QUIET_SHARE))
+        self._restlessness += (quiet - self._restlessness) / min(self._seen + 1, LEARN_VIEWS)
+
     def _light(self, view: ViewF32) -> None:
         """Brightens or dims the belt as the light has changed: what lay bare in the last view says by how much."""
         bare = self._mask[::2, ::2] == 0
-        if bare.mean() < LIGHT_SHARE:
+        if bare.mean() < BARE_SHARE:
             return
         now, before = view[::2, ::2][bare], self._belt[::2, ::2][bare]
         gain = np.clip(np.median(now, axis=0) / np.maximum(np.median(before, axis=0), 1.0), *LIGHT_GAINS)

@@ -14,6 +14,8 @@ SETTLE_ASIDE_S = 1.5
 """A part that stands so long elsewhere, wholly in the zone, is taken there: nobody brings it nearer."""
 GHOST_S = 0.12
 """What stands so long may be the place of a part that was taken for belt."""
+GHOST_VIEWS = 100
+"""In the first views such a place is looked for without waiting: parts lie in the zone when the daemon starts."""
 LAID_VIEWS = 2
 """What turns up so soon at the place of a ghost that had fired is the part that had lain there."""
 NEAR_SHARE = 0.2
@@ -153,9 +155,8 @@ class Presence:
 
     def _lay_ghost(self, track: Track, time_s: float) -> bool:
         """Whether a track is where a part lay when the belt was learnt; if so it is belt from now on."""
-        if track.still_since_s is None or time_s - track.still_since_s < GHOST_S:
-            return False
-        if not self._foreground.is_ghost(track.blob):
+        still = track.still_since_s is not None and time_s - track.still_since_s >= GHOST_S
+        if not (still or self._views <= GHOST_VIEWS) or not self._foreground.is_ghost(track.blob):
             return False
         self._foreground.absorb(track.blob)
         self._tracker.drop(track)
