@@ -164,3 +164,13 @@ def test_readme_paths_exist() -> None:
     paths |= set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme()))
     assert len(paths) > 5
     assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
+def test_readme_draws_the_layers_it_has() -> None:
+    """The picture of the layers is the one that import-linter holds, less what is only planned."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    package = ROOT / "inspectd"
+    there = {path.stem for path in (*package.glob("[a-z]*.py"), *package.glob("[a-z]*/"))}
+    held = [there & set(re.findall(r"\w+", layer)) for layer in contracts[0]["layers"]]
+    drawn = re.findall(r"```\n(cli\n.*?)```", readme(), re.DOTALL)[0].splitlines()
+    assert [set(line.split(" | ")) for line in drawn] == [layer for layer in held if layer]
