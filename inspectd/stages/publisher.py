@@ -36,6 +36,8 @@ from inspectd.transport.sockets import (
 from inspectd.transport.tickets import CameraView
 
 HEARTBEAT_NS = 200_000_000
+COMMIT_NS = 150_000_000
+"""A commit is waited for so long at most: heartbeats go on in time, and a journal that is slower has stalled."""
 TURN_S = 0.05
 LOST_RESULT_NS = 2_000_000_000
 DRAIN_NS = 3_000_000_000
@@ -198,11 +200,23 @@ class Publisher:
     def _answer_all(self, now_ns: int) -> None:
         overdue = self._overdue_reason()
         frozen: list[Frozen] = []
+        deadlines_ns: list[int] = []
         for name, ledger in self._ledgers.items():
-            frozen += [self._freeze(name, answer, now_ns) for answer in ledger.collect(now_ns, overdue)]
+            for answer in ledger.collect(now_ns, overdue):
+                frozen.append(self._freeze(name, answer, now_ns))
+                deadlines_ns.append(answer.row.deadline_ns)
         if frozen:
-            for each in self._journaled(frozen):
+            for each in self._journaled(frozen, self._commit_patience_ns(deadlines_ns, now_ns)):
                 self._publish(each)
+
+    def _commit_patience_ns(self, deadlines_ns: Iterable[int], now_ns: int) -> int:
+        """How long a commit may take: the reserve at least, longer where neither these verdicts nor others are pressed.
+
+        What is sent before its commit is at the mercy of this process's life, so a slow disk is waited for if possible.
+        """
+        dues = [each - self._reserve_ns for each in deadlines_ns if each]
+        dues += [due for ledger in self._ledgers.values() if (due := ledger.next_due_ns()) is not None]
+        return max(self._reserve_ns, min([now_ns + COMMIT_NS, *dues]) - now_ns)
 
     def _overdue_reason(self) -> Reason:
         if self._table.worker_ready:
@@ -220,11 +234,11 @@ class Publisher:
         )
         return freeze(verdict, answer.mask_png)
 
-    def _journaled(self, frozen: list[Frozen]) -> list[Frozen]:
-        """Journal first (I4): what cannot be committed within the reserve goes out as the settings say."""
+    def _journaled(self, frozen: list[Frozen], patience_ns: int) -> list[Frozen]:
+        """Journal first (I4): what cannot be committed in that time goes out as the settings say."""
         if self._journal_keeps_up():
             commit = self._writer.submit([entry_of(each) for each in frozen])
-            if commit.wait(self._reserve_ns / 1e9):
+            if commit.wait(patience_ns / 1e9):
                 return frozen
             replaced = [self._unjournaled(each) for each in frozen]
             if not commit.abandon([entry_of(each) for each in replaced]):
