@@ -1,7 +1,8 @@
-"""The journal: every verdict, byte for byte as it was published, in SQLite. The only place that knows SQLite.
+"""The journal: every verdict byte for byte as it is published, in SQLite. The only place of `sqlite3`.
 
-`Journal` is the file: append, since, mask, prune. `JournalWriter` is the thread through which the publisher appends, so
-that its loop never calls fsync. WAL with `synchronous=FULL`: what a commit returned for survives a power cut.
+WAL with `synchronous=FULL`: what a commit returned for survives a power cut; what was not committed is gone as a whole.
+A `Journal` is one connection, for one thread at a time; `stages.journaling` is the thread that commits for the
+publisher.
 """
 
 from __future__ import annotations
@@ -10,364 +11,417 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from inspectd import __version__
 from inspectd.errors import JournalError
 from inspectd.log import get_logger
+from inspectd.records import Decision
 
-BUSY_S = 0.5
-RETRY_S = 0.5
-MOST_BACKLOG = 20_000
-MOST_BACKLOG_BYTES = 256 * 1024 * 1024
-PRUNE_EVERY_S = 3600.0
-PRUNE_ROWS = 2000
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS verdicts (
-    session TEXT NOT NULL,
-    camera TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    decision TEXT NOT NULL,
-    topic TEXT NOT NULL,
-    trigger_id TEXT,
-    journaled_utc_s REAL NOT NULL,
-    body BLOB NOT NULL,
-    mask BLOB,
+APPLICATION = 0x494E5350
+VERSION = 1
+WRITER_BUSY_S = 0.1
+READER_BUSY_S = 0.05
+"""How long a lock of another program is waited for; readers sit in the publisher's loop."""
+CHECK_S = 0.5
+WAL_KEPT_BYTES = 64 << 20
+PRUNE_ROWS = 100
+
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY, session TEXT NOT NULL UNIQUE, first_utc_ns INTEGER NOT NULL, daemon_version TEXT NOT NULL
+);
+CREATE TABLE verdicts (
+    session TEXT NOT NULL, camera TEXT NOT NULL, seq INTEGER NOT NULL, decision TEXT NOT NULL, topic TEXT NOT NULL,
+    trigger_id TEXT, journaled_utc_ns INTEGER NOT NULL, body BLOB NOT NULL, mask BLOB,
     PRIMARY KEY (session, camera, seq)
 );
-CREATE INDEX IF NOT EXISTS verdicts_by_trigger ON verdicts (session, camera, trigger_id)
-    WHERE trigger_id IS NOT NULL;
-CREATE INDEX IF NOT EXISTS verdicts_by_time ON verdicts (journaled_utc_s);
+CREATE INDEX verdicts_by_trigger ON verdicts (session, camera, trigger_id) WHERE trigger_id IS NOT NULL;
+CREATE INDEX verdicts_by_age ON verdicts (journaled_utc_ns);
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {VERSION};
+COMMIT;
 """
-COLUMNS = "session, camera, seq, decision, topic, trigger_id, body, mask"
+_INSERT = """
+INSERT OR REPLACE INTO verdicts (session, camera, seq, decision, topic, trigger_id, body, mask, journaled_utc_ns)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERT_SESSION = "INSERT OR IGNORE INTO sessions (session, first_utc_ns, daemon_version) VALUES (?, ?, ?)"
+_SINCE = """
+SELECT session, camera, seq, decision, topic, trigger_id, body, mask FROM verdicts
+WHERE session = ? AND camera = ? AND seq > ? ORDER BY seq LIMIT ?
+"""
+_MASK = "SELECT mask FROM verdicts WHERE session = ? AND camera = ? AND seq = ?"
+_LAST_SEQ = "SELECT max(seq) FROM verdicts WHERE session = ? AND camera = ?"
+_LAST_SESSION = """
+SELECT session FROM sessions WHERE EXISTS (
+    SELECT 1 FROM verdicts WHERE verdicts.session = sessions.session AND camera = ?
+) ORDER BY id DESC LIMIT 1
+"""
+_SESSIONS = "SELECT session, first_utc_ns, daemon_version FROM sessions ORDER BY id"
+_SEQ_OF_TRIGGER = "SELECT min(seq) FROM verdicts WHERE session = ? AND camera = ? AND trigger_id = ?"
+_PRUNE = """
+DELETE FROM verdicts WHERE rowid IN (
+    SELECT rowid FROM verdicts WHERE journaled_utc_ns < ? ORDER BY journaled_utc_ns LIMIT ?
+)
+"""
+_PRUNE_SESSIONS = """
+DELETE FROM sessions WHERE id < (SELECT max(id) FROM sessions) AND NOT EXISTS (
+    SELECT 1 FROM verdicts WHERE verdicts.session = sessions.session
+)
+"""
+_BEGINNING = b"SQLite format 3\0"
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One verdict as it was, or is to be, published."""
+    """One verdict as it is, or is to be, published: `body` is the JSON, `mask` the PNG, if there is one."""
 
     session: str
     camera: str
     seq: int
-    decision: str
+    decision: Decision
     topic: str
     body: bytes
     mask: bytes | None = None
     trigger_id: str | None = None
 
-    @property
-    def size_bytes(self) -> int:
-        """What it costs in memory, roughly."""
-        return len(self.body) + len(self.mask or b"") + 256
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """One run of the daemon that left verdicts; `first_utc_ns` is when its first one was journaled."""
+
+    session: str
+    first_utc_ns: int
+    daemon_version: str
+
+
+class _DamagedError(JournalError):
+    """The file is no database, or its pages contradict each other."""
 
 
 class Journal:
-    """One connection to the journal's file, for one thread."""
+    """One connection to the journal. It opens the path again when another file has taken its place there.
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._connection = connection
+    Attributes:
+        damaged: where a damaged journal was moved to, the last time that one was found; None where none was.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path
+        self.damaged: Path | None = None
+        self._read_only = read_only
+        self._checked = read_only
+        self._connection: sqlite3.Connection | None = None
+        self._file_id: tuple[int, int] | None = None
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool = False, check: bool = False) -> Journal:
-        """Opens the journal. A file that is no sound database is set aside, never deleted, and a new one begun.
+    def open(cls, path: Path, *, read_only: bool = False) -> Journal:
+        """Opens a journal, makes it where there is none, and moves a damaged one aside, never deleting it.
 
-        Args:
-            read_only: for the reader of `history`, beside the writer.
-            check: read all of it for damage, as after a crash.
+        A reader opens at its first query, so that it may be made before the journal is there, or while it cannot be
+        read: then the query raises.
 
         Raises:
-            JournalError: it cannot be opened or written.
+            JournalError: it cannot be opened, nor a new one made; one line that names the file.
         """
-        try:
-            return cls(_connect(path, read_only=read_only, check=check), path)
-        except sqlite3.DatabaseError as error:
-            if read_only or isinstance(error, sqlite3.OperationalError):
-                raise JournalError(f"{path}: {error}") from error
-        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
-        try:
-            path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            get_logger().error("journal_set_aside", path=str(path), aside=str(aside))
-            return cls(_connect(path, read_only=False, check=False), path)
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise JournalError(f"{path}: {error}") from error
+        journal = cls(path, read_only=read_only)
+        if not read_only:
+            journal._connected()
+        return journal
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Writes verdicts in one transaction; one of the same number replaces the older.
+        """Commits entries in one transaction; an older one of the same session, camera and seq is replaced.
 
         Raises:
-            JournalError: nothing was written.
+            JournalError: nothing was committed.
         """
-        now_s = time.time()
-        rows = [
-            (
-                each.session,
-                each.camera,
-                each.seq,
-                each.decision,
-                each.topic,
-                each.trigger_id,
-                each.body,
-                each.mask,
-                now_s,
-            )
-            for each in entries
-        ]
-        try:
-            with self._connection:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._connection.executemany(
-                    f"INSERT OR REPLACE INTO verdicts ({COLUMNS}, journaled_utc_s) VALUES (?,?,?,?,?,?,?,?,?)",  # noqa: S608
-                    rows,
-                )
-        except sqlite3.Error as error:
-            raise JournalError(f"{self.path}: {error}") from error
+        if entries:
+            self.append_late(lambda: entries)
 
-    def since(self, camera: str, since_seq: int, *, session: str, limit: int) -> list[Entry]:
-        """The verdicts behind `since_seq`, in order, at most `limit`.
+    def append_late(self, take: Callable[[], Sequence[Entry]]) -> None:
+        """Commits what `take` gives once the write lock is held: waiting for the lock binds nobody's decision.
+
+        Raises:
+            JournalError: nothing was committed.
+        """
+        with self._transaction() as connection:
+            entries, now_ns = take(), time.time_ns()
+            sessions = {entry.session: (entry.session, now_ns, __version__) for entry in entries}
+            connection.executemany(_INSERT_SESSION, sessions.values())
+            connection.executemany(_INSERT, (_values(entry, now_ns) for entry in entries))
+
+    def since(self, camera: str, since_seq: int, *, session: str | None = None, limit: int = 1000) -> list[Entry]:
+        """The verdicts of a camera after `since_seq`, in order, at most `limit`.
+
+        Args:
+            session: None for the newest in which the camera has verdicts.
 
         Raises:
             JournalError: the journal cannot be read.
         """
-        rows = self._query(
-            f"SELECT {COLUMNS} FROM verdicts WHERE session = ? AND camera = ? AND seq > ? ORDER BY seq LIMIT ?",  # noqa: S608
-            (session, camera, since_seq, limit),
-        )
-        names = COLUMNS.split(", ")
-        return [Entry(**dict(zip(names, row, strict=True))) for row in rows]
+        session = session or self._one(_LAST_SESSION, camera)
+        return [_entry(row) for row in self._all(_SINCE, session, camera, since_seq, limit)]
 
     def mask(self, session: str, camera: str, seq: int) -> bytes | None:
-        """The mask's PNG of one verdict, None where it has none."""
-        rows = self._query(
-            "SELECT mask FROM verdicts WHERE session = ? AND camera = ? AND seq = ?", (session, camera, seq)
-        )
-        return None if not rows or rows[0][0] is None else bytes(rows[0][0])
+        """The label mask PNG of a verdict, None where it has none.
+
+        Raises:
+            JournalError: the journal cannot be read.
+        """
+        found: bytes | None = self._one(_MASK, session, camera, seq)
+        return found
 
     def last_seq(self, session: str, camera: str) -> int | None:
-        """The last number that is journaled, None where there is none."""
-        rows = self._query("SELECT max(seq) FROM verdicts WHERE session = ? AND camera = ?", (session, camera))
-        return None if rows[0][0] is None else int(rows[0][0])
+        """The highest seq of a camera in a session, None where it has no verdict.
+
+        Raises:
+            JournalError: the journal cannot be read.
+        """
+        found: int | None = self._one(_LAST_SEQ, session, camera)
+        return found
 
     def seq_of_trigger(self, session: str, camera: str, trigger_id: str) -> int | None:
-        """The number that a trigger was given, None where it is not journaled."""
-        rows = self._query(
-            "SELECT min(seq) FROM verdicts WHERE session = ? AND camera = ? AND trigger_id = ?",
-            (session, camera, trigger_id),
-        )
-        return None if rows[0][0] is None else int(rows[0][0])
+        """The seq that a trigger was given, None where no verdict has that trigger id.
 
-    def prune(self, before_utc_s: float) -> int:
-        """Deletes verdicts older than that, a few thousand at a time. How many went.
+        Raises:
+            JournalError: the journal cannot be read.
+        """
+        found: int | None = self._one(_SEQ_OF_TRIGGER, session, camera, trigger_id)
+        return found
+
+    def sessions(self) -> list[SessionInfo]:
+        """The sessions that are in the journal, oldest first.
+
+        Raises:
+            JournalError: the journal cannot be read.
+        """
+        rows = self._all(_SESSIONS)
+        return [SessionInfo(session=row[0], first_utc_ns=row[1], daemon_version=row[2]) for row in rows]
+
+    def prune(self, before_utc_ns: int, *, limit: int = PRUNE_ROWS) -> int:
+        """Deletes verdicts journaled before a time, oldest first, in one transaction. How many, at most `limit`.
 
         Raises:
             JournalError: nothing was deleted.
         """
-        try:
-            with self._connection:
-                cursor = self._connection.execute(
-                    "DELETE FROM verdicts WHERE rowid IN "
-                    "(SELECT rowid FROM verdicts WHERE journaled_utc_s < ? ORDER BY journaled_utc_s LIMIT ?)",
-                    (before_utc_s, PRUNE_ROWS),
-                )
-        except sqlite3.Error as error:
-            raise JournalError(f"{self.path}: {error}") from error
-        return cursor.rowcount
+        with self._transaction() as connection:
+            count = connection.execute(_PRUNE, (before_utc_ns, limit)).rowcount
+            if 0 < count < limit:
+                connection.execute(_PRUNE_SESSIONS)
+        return count
+
+    def probe(self) -> None:
+        """Commits a change that changes nothing, to see whether the journal can be written.
+
+        Raises:
+            JournalError: it cannot.
+        """
+        with self._transaction() as connection:
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def checkpoint(self) -> None:
+        """Moves committed pages from the write-ahead log into the database, as far as readers allow.
+
+        Raises:
+            JournalError: it failed; nothing committed is lost by that.
+        """
+        with self._explained():
+            self._connected().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def close(self) -> None:
-        """Closes the connection."""
-        self._connection.close()
-
-    def _query(self, statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        try:
-            return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise JournalError(f"{self.path}: {error}") from error
-
-
-def _connect(path: Path, *, read_only: bool, check: bool) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}",
-        uri=True,
-        timeout=BUSY_S,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    try:
-        if not read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            if check:
-                _require_sound(connection)
-            connection.executescript(SCHEMA)
-        connection.execute("SELECT count(*) FROM verdicts WHERE session = ''").fetchone()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _require_sound(connection: sqlite3.Connection) -> None:
-    (word,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if word != "ok":
-        raise sqlite3.DatabaseError(word)
-
-
-class Commit:
-    """The fate of one batch. The publisher waits for it briefly, or abandons it for other words."""
-
-    def __init__(self, entries: list[Entry]) -> None:
-        self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._entries = entries
-        self._abandoned = False
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether the batch is durable, waiting no longer than that."""
-        return self._done.wait(timeout_s)
-
-    def abandon(self, replacement: list[Entry]) -> bool:
-        """Replaces the words of a batch that is not durable yet. False where it has become so: then nothing changed."""
-        with self._lock:
-            if self._done.is_set():
-                return False
-            self._entries, self._abandoned = replacement, True
-            return True
-
-    @property
-    def entries(self) -> list[Entry]:
-        """What is to be written, as of now."""
-        with self._lock:
-            return self._entries
-
-    def settle(self, written: list[Entry]) -> bool:
-        """The writer has committed `written`. False where other words have taken their place: then it writes again."""
-        with self._lock:
-            if self._entries is not written:
-                return False
-            self._done.set()
-            return True
-
-
-class JournalWriter:
-    """The thread that appends. Order is kept; what cannot be written waits in a bounded buffer and is tried again.
-
-    Args:
-        keep_days: older verdicts are pruned, in this thread.
-        on_commit: told the seconds of each commit.
-    """
-
-    def __init__(self, path: Path, *, keep_days: float, on_commit: Callable[[float], None] = lambda _: None) -> None:
-        self._path = path
-        self._keep_s = keep_days * 86400
-        self._on_commit = on_commit
-        self._queue: deque[Commit] = deque()
-        self._size_bytes = 0
-        self._more = threading.Condition()
-        self._closing = False
-        self.healthy = True
-        self.lost = 0
-        self._journal: Journal | None = Journal.open(path)
-        self._prune_due_s = time.monotonic() + 60.0
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
-
-    @property
-    def backlog(self) -> int:
-        """Batches that wait."""
-        return len(self._queue)
-
-    def submit(self, entries: list[Entry]) -> Commit:
-        """Queues a batch. Never blocks; when the buffer is full the oldest masks go first, then the oldest batches."""
-        commit = Commit(entries)
-        with self._more:
-            self._queue.append(commit)
-            self._size_bytes += sum(each.size_bytes for each in entries)
-            if self._size_bytes > MOST_BACKLOG_BYTES or len(self._queue) > MOST_BACKLOG:
-                self._shed()
-            self._more.notify()
-        return commit
-
-    def close(self, timeout_s: float) -> None:
-        """Writes what waits, for no longer than that, and ends."""
-        with self._more:
-            self._closing = True
-            self._more.notify()
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while True:
-            with self._more:
-                self._more.wait_for(lambda: self._queue or self._closing, timeout=PRUNE_EVERY_S / 60)
-                if not self._queue and self._closing:
-                    break
-                commit = self._queue[0] if self._queue else None
-            if commit is None:
-                self._prune()
-            elif self._write(commit):
-                with self._more:
-                    if self._queue and self._queue[0] is commit:
-                        self._queue.popleft()
-                    self._size_bytes -= sum(each.size_bytes for each in commit.entries)
-            elif self._closing:
-                break
-            else:
-                with self._more:
-                    self._more.wait_for(lambda: self._closing, timeout=RETRY_S)
-        if self._journal is not None:
-            self._journal.close()
-
-    def _write(self, commit: Commit) -> bool:
-        """Whether the batch is durable, as it stands in the end."""
-        while True:
-            entries = commit.entries
-            started_s = time.monotonic()
-            try:
-                if self._journal is None:
-                    self._journal = Journal.open(self._path, check=True)
-                self._journal.append(entries)
-            except JournalError as error:
-                self._fail(error)
-                return False
-            self._on_commit(time.monotonic() - started_s)
-            self.healthy = True
-            if commit.settle(entries):
-                return True
-
-    def _fail(self, error: JournalError) -> None:
-        if self.healthy:
-            get_logger().error("journal_failed", error=str(error), backlog=self.backlog)
-        self.healthy = False
-        if self._journal is not None:  # a disk that came back is met with a fresh connection
+        """Closes the connection; a last checkpoint is tried."""
+        if self._connection is not None and not self._read_only:
             with contextlib.suppress(sqlite3.Error):
-                self._journal.close()
-            self._journal = None
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._drop()
 
-    def _shed(self) -> None:
-        """Makes room; called with the lock held. The head may be in the writer's hands and is left alone."""
-        for commit in list(self._queue)[1:]:
-            entries = commit.entries
-            masks = sum(len(each.mask or b"") for each in entries)
-            if masks:
-                commit.abandon([replace(each, mask=None) for each in entries])
-                self._size_bytes -= masks
-        while len(self._queue) > 2 and (self._size_bytes > MOST_BACKLOG_BYTES or len(self._queue) > MOST_BACKLOG):
-            gone = self._queue[1]
-            del self._queue[1]
-            self._size_bytes -= sum(each.size_bytes for each in gone.entries)
-            self.lost += len(gone.entries)
+    # -- the connection ---------------------------------------------------------------------------------------------
 
-    def _prune(self) -> None:
-        if time.monotonic() < self._prune_due_s or self._journal is None:
-            return
+    def _connected(self) -> sqlite3.Connection:
+        """The connection; a new one where the path names another file than it did (or none): somebody moved it."""
+        if self._connection is not None:
+            if self._file_id == _file_id(self.path):
+                return self._connection
+            self._drop()
         try:
-            pruned = self._journal.prune(time.time() - self._keep_s)
-        except JournalError as error:
-            get_logger().warning("journal_unpruned", error=str(error))
-            pruned = 0
-        more = pruned == PRUNE_ROWS
-        self._prune_due_s = time.monotonic() + (1.0 if more else PRUNE_EVERY_S)
+            return self._connect()
+        except _DamagedError as error:
+            if self._read_only:
+                raise
+            self._set_aside(error)
+            return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        _require_database(self.path)
+        with self._explained():
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}",
+                uri=True,
+                timeout=READER_BUSY_S if self._read_only else WRITER_BUSY_S,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                if not self._read_only:
+                    self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+        self._connection, self._file_id = connection, _file_id(self.path)
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        if not self._checked:
+            _check(connection, self.path)
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise JournalError(f"{self.path}: its file system has no shared memory, which a write-ahead log needs")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when nobody waits
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            connection.executescript(_SCHEMA)
+        made_by = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        if made_by != [APPLICATION, VERSION]:
+            raise JournalError(f"{self.path}: a database, but no journal of version {VERSION}; move it elsewhere")
+        self._checked = True
+
+    def _set_aside(self, error: JournalError) -> None:
+        """Moves a damaged journal and its log away, under one name, for a person to look at."""
+        aside = self.path.with_name(f"{self.path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        self._drop()
+        try:
+            self.path.rename(aside)
+            for end in ("-wal", "-shm", "-journal"):  # a log left behind would be replayed into the new journal
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.with_name(self.path.name + end).rename(aside.with_name(aside.name + end))
+        except OSError as refused:
+            raise JournalError(f"{self.path}: damaged, and cannot be moved: {refused.strerror or refused}") from error
+        self.damaged = aside
+        get_logger().error("journal_set_aside", error=str(error), aside=str(aside))
+
+    def _drop(self) -> None:
+        """Forgets the connection without another write of ours."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction, committed at the end."""
+        connection = self._connected()
+        try:
+            with self._explained():
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+        except _DamagedError as error:
+            self._set_aside(error)
+            raise
+        except BaseException as error:
+            with contextlib.suppress(sqlite3.Error):
+                connection.rollback()
+            if _code(error.__cause__) not in _PASSING:
+                self._drop()  # after a failed write or sync nothing that it has cached is to be trusted
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            kind = _DamagedError if _code(error) in _DAMAGE else JournalError
+            more = "; expected in a folder that can be written" if _code(error) == sqlite3.SQLITE_CANTOPEN else ""
+            raise kind(f"{self.path}: {error}{more}") from error
+
+    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._explained():
+            return self._connected().execute(query, values).fetchall()
+
+    def _one(self, query: str, *values: object) -> Any:
+        rows = self._all(query, *values)
+        return rows[0][0] if rows else None
+
+
+def _require_database(path: Path) -> None:
+    """Refuses what is no database before SQLite sees it, which would write a log that lies beside into it."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(_BEGINNING))
+    except OSError:
+        return  # SQLite's own words on that are good enough
+    if begins not in (b"", _BEGINNING):
+        raise _DamagedError(f"{path}: file is not a database")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """SQLite's own check, for as long as a restart can afford; what it does not reach is noticed when it is used."""
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        connection.interrupt()
+
+    timer = threading.Timer(CHECK_S, stop)
+    timer.start()
+    try:
+        found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    except sqlite3.OperationalError:
+        if not expired.is_set():
+            raise
+    else:
+        if found != "ok" and not expired.is_set():
+            raise _DamagedError(f"{path}: {found.strip().splitlines()[-1]}")
+    finally:
+        timer.cancel()
+        timer.join()  # an interrupt must not come to a later statement
+
+
+def _code(error: BaseException | None) -> int:
+    """SQLite's primary result code, 0 for what is not an error of SQLite."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _values(entry: Entry, now_ns: int) -> tuple[object, ...]:
+    return (
+        entry.session,
+        entry.camera,
+        entry.seq,
+        entry.decision.value,
+        entry.topic,
+        entry.trigger_id,
+        entry.body,
+        entry.mask,
+        now_ns,
+    )
+
+
+def _entry(row: tuple[Any, ...]) -> Entry:
+    session, camera, seq, decision, topic, trigger_id, body, mask = row
+    return Entry(
+        session=session,
+        camera=camera,
+        seq=seq,
+        decision=Decision(decision),
+        topic=topic,
+        trigger_id=trigger_id,
+        body=body,
+        mask=mask,
+    )

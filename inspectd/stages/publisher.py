@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from inspectd.errors import TransportError
-from inspectd.journal import Commit, Journal, JournalWriter
+from inspectd.journal import Journal
 from inspectd.log import get_logger
 from inspectd.records import CameraState, DaemonState, Decision, Reason
 from inspectd.stages.answers import Frozen, as_error, entry_of, freeze, verdict_of
 from inspectd.stages.events import CameraLook, Event, EventWatch, Look
+from inspectd.stages.journaling import Commit, JournalWriter
 from inspectd.stages.ledger import Answer, Ledger
 from inspectd.stages.lifecycle import Life, Stage
 from inspectd.stages.requests import Requests

@@ -76,7 +76,7 @@ def answer_left_rows(state_dir: Path, recipes: dict[str, Recipe]) -> int:
     tables = [name for name in names(segment_prefix(state_dir)) if name.endswith("-table") and _has_left_rows(name)]
     if not tables:
         return 0
-    journal = Journal.open(state_dir / "journal.sqlite", check=True)
+    journal = Journal.open(state_dir / "journal.sqlite")
     try:
         count = sum(_answer_table(name, journal, recipes) for name in tables)
     finally:
