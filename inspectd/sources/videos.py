@@ -17,8 +17,10 @@ from inspectd.sources.base import SourceInfo
 from inspectd.sources.decoding import Decoder, Picture, Upright, upright_size_wh_px
 from inspectd.sources.files import Pass, Shot
 
-SHORT_BY_S = 0.5
-"""A file that ends so much before its header says has been cut off."""
+SHORT_BY_S = 0.05
+"""A file that ends so much (and two frames) before its header says has been cut off."""
+NOT_VIDEO = frozenset({"tty"})
+"""Formats that FFmpeg makes pictures of and that are none: this one renders any text file."""
 
 
 def probe_video(path: Path) -> SourceInfo:
@@ -69,7 +71,7 @@ def _why(error: FFmpegError) -> str:
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    if not container.streams.video:
+    if not container.streams.video or container.format.name in NOT_VIDEO:
         raise ConfigError(f"{path}: has no video stream")
     stream = container.streams.video[0]
     if stream.codec_context is None:
@@ -87,8 +89,9 @@ def _first_size(container: InputContainer, stream: VideoStream) -> tuple[int, in
 def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[Picture]:
     """All pictures of a file; one more, damaged, where it breaks off before its own end."""
     decoder = Decoder(stream)
-    last_s: float | None = None
     broken: str | None = None
+    end_s, count = 0.0, 0
+    sound = True
     packets = container.demux(stream)
     while True:
         try:
@@ -96,29 +99,35 @@ def _pictures(container: InputContainer, stream: VideoStream) -> Iterator[Pictur
         except FFmpegError as error:
             broken = f"the file breaks off: {_why(error)}"
             packet = None
-        if packet is None or packet.size == 0:
-            break
-        for picture in decoder.decode(packet):
-            last_s = picture.pts_s if picture.pts_s is not None else last_s
+        last = packet is None or packet.size == 0
+        count += not last
+        if packet is not None and packet.pts is not None:
+            end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        for picture in decoder.decode(None if last else packet):
+            sound = picture.damage is None
             yield picture
-    for picture in decoder.decode(None):
-        last_s = picture.pts_s if picture.pts_s is not None else last_s
-        yield picture
-    broken = broken or _cut_off(stream, last_s)
-    if broken is not None:
+        if last:
+            break
+    broken = broken or _cut_off(container, stream, end_s, count)
+    if broken is not None and sound:  # else the last picture says so already
         yield Picture(raw=None, pts_s=None, damage=broken)
 
 
-def _cut_off(stream: VideoStream, last_s: float | None) -> str | None:
-    """What the header promised and the file did not hold."""
-    if stream.duration is None or stream.time_base is None or last_s is None:
+def _cut_off(container: InputContainer, stream: VideoStream, end_s: float, count: int) -> str | None:
+    """What the header promised and the file did not hold; None where the header promises nothing."""
+    if "mp4" not in container.format.name and count + 2 < stream.frames:  # an MP4's edits leave frames out
+        return f"the file breaks off after {count} of {stream.frames} frames"
+    start_s = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
+    if stream.duration is not None and stream.time_base is not None:
+        length_s = float(stream.duration * stream.time_base)
+    elif container.duration is not None and len(container.streams) == 1:  # else it may be the sound's
+        length_s = container.duration / av.time_base
+    else:
         return None
-    start_s = float((stream.start_time or 0) * stream.time_base)
-    length_s = float(stream.duration * stream.time_base)
-    period_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-    if last_s - start_s + max(SHORT_BY_S, 2 * period_s) >= length_s:
+    period_s = float(1 / stream.average_rate) if stream.average_rate else SHORT_BY_S
+    if end_s - start_s + max(SHORT_BY_S, 2 * period_s) >= length_s:
         return None
-    return f"the file breaks off after {last_s - start_s:.1f} s of {length_s:.1f} s"
+    return f"the file breaks off after {end_s - start_s:.1f} s of {length_s:.1f} s"
 
 
 def _shot(picture: Picture, upright: Upright, size_wh_px: tuple[int, int]) -> Shot:
