@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -98,6 +99,7 @@ class Daemon:
                 text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"} | self.environment,
                 process_group=0,
+                preexec_fn=_die_with_the_test,  # noqa: PLW1509 - tests start daemons from their main thread
             )
 
     def run(self, *more: str, timeout_s: float = PATIENCE_S) -> int:
@@ -241,6 +243,11 @@ def running(daemon: Daemon, *more: str) -> Iterator[Subscriber]:
     finally:
         daemon.stop()
         subscriber.close()
+
+
+def _die_with_the_test() -> None:
+    """A test run that is killed leaves no daemon behind (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 
 
 def file_camera(path: Path, *, pace: str = "fast", trigger: str = "", loop: bool = False) -> str:
