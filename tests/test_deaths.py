@@ -225,3 +225,18 @@ def test_twin_recipes_share_a_model_and_keep_their_names(make_daemon: MakeDaemon
         seen = subscriber.until(lambda seen: seen.ended("cam1") is not None and seen.ended("cam2") is not None)
     assert {(each["camera"], each["recipe"]["name"]) for each in seen.verdicts} == {("cam1", "part"), ("cam2", "twin")}
     assert {each["decision"] for each in seen.verdicts} <= {"pass", "fail"}
+
+
+def test_unusable_journal_does_not_silence_a_new_publisher(make_daemon: MakeDaemon) -> None:
+    """With a journal that cannot even be opened a replaced publisher goes on, unjournaled and `degraded` (I4)."""
+    daemon = a_live_daemon(make_daemon, cameras=1)
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: inspected(seen, "cam1", 1))
+        publisher = psutil.Process(pid_of(daemon, "publisher"))
+        for path in daemon.journal.parent.glob("journal.sqlite*"):
+            path.unlink()
+        daemon.journal.mkdir()
+        publisher.kill()
+        last = max(subscriber.seen.seqs("cam1"))
+        seen = subscriber.until(lambda seen: inspected(seen, "cam1", last + 2) and seen.state == "degraded")
+    assert not seen.verdicts[-1]["journaled"]

@@ -90,6 +90,7 @@ class Capture:
         """Opens the source, reads it until it ends, and opens it again whenever it is lost, until told to stop."""
         self._view.capture_generation = self._life.charge.generation
         self._life.heart.limit(SILENT_LIMIT_NS)
+        self._ring.reclaim(self._view.high_water)
         start_index = self._resume_index()
         while not self._stopping():
             try:
@@ -112,8 +113,13 @@ class Capture:
 
     def _resume_index(self) -> int:
         """Where a new generation goes on: behind the last frame that was accepted."""
-        last = self._view.row(self._view.high_water) if self._view.high_water else None
-        return 0 if last is None or last.frame_index < 0 else last.frame_index + 1
+        for seq in range(self._view.high_water, 0, -1):
+            row = self._view.row(seq)
+            if row is None:
+                break
+            if row.frame_index >= 0:
+                return row.frame_index + 1
+        return 0
 
     def _open(self, start_index: int) -> FrameSource:
         source = open_source(self._camera.source, start_index=start_index)

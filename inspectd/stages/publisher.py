@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from inspectd.errors import TransportError
+from inspectd.errors import JournalError, TransportError
 from inspectd.journal import Journal
 from inspectd.log import get_logger
 from inspectd.records import CameraState, DaemonState, Decision, Reason
@@ -24,6 +24,7 @@ from inspectd.stages.lifecycle import Life, Stage
 from inspectd.stages.requests import Requests
 from inspectd.telemetry import Metrics, MetricsServer, Sample
 from inspectd.transport import wire
+from inspectd.transport.rows import unreadable
 from inspectd.transport.sockets import (
     LINGER_STOP_MS,
     Commands,
@@ -131,7 +132,12 @@ class Publisher:
 
     def _new_ledger(self, name: str, view: CameraView) -> Ledger:
         """The ledger as table and journal leave it: what is journaled is answered, and is never published twice."""
-        answered = max(view.answered_through, self._journal.last_seq(self._session, name) or 0)
+        try:
+            journaled = self._journal.last_seq(self._session, name) or 0
+        except JournalError as error:  # an unreadable journal is no reason to be silent (I4)
+            get_logger().error("journal_unreadable", error=str(error))
+            journaled = 0
+        answered = max(view.answered_through, journaled)
         view.answered_through = answered
         return Ledger(answered_through=answered, reserve_ns=self._reserve_ns)
 
@@ -139,9 +145,7 @@ class Publisher:
         for name, view in self._views.items():
             ledger = self._ledgers[name]
             for seq in range(ledger.accepted_through + 1, view.high_water + 1):
-                row = view.row(seq)
-                if row is None:
-                    raise TransportError(f"camera {name}: the ticket table has lost row {seq}")
+                row = view.row(seq) or unreadable(seq)
                 ledger.accept(row)
                 self._requests.row_accepted(name, row)
 

@@ -73,6 +73,12 @@ class Ring:
                 return slot
         return None
 
+    def reclaim(self, high_water: int) -> None:
+        """Frees, for a new writer, the slots whose frames the last one wrote and did not live to accept."""
+        for slot in range(self.slots):
+            if self._heads[slot * SLOT_WORDS + _SEQ] > high_water:
+                self._heads[slot * SLOT_WORDS + _SEQ] = 0
+
     def write(
         self, slot: int, pixels_bgr: PixelsU8, seq: int, after_step: Callable[[str], None] = lambda _: None
     ) -> int:

@@ -195,3 +195,14 @@ def test_only_a_whole_ring_can_be_attached(name: str) -> None:
     os.truncate(FOLDER / name, PAGE)
     with pytest.raises(TransportError, match="not a whole ring"):
         Ring.attach(name)
+
+
+def test_slots_of_a_writer_that_died_before_acceptance_are_free_for_the_next(ring: Ring) -> None:
+    """Frames that were written and never accepted do not use the ring up, however often capture dies."""
+    for _ in range(ring.slots):
+        slot = ring.claim(answered_through=4)
+        assert slot is not None
+        ring.write(slot, np.zeros((2, 2, 3), np.uint8), 5)
+    assert ring.claim(4) is None
+    ring.reclaim(high_water=4)
+    assert ring.claim(4) is not None
