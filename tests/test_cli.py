@@ -12,7 +12,7 @@ from inspectd import cli
 from inspectd.__main__ import exit_code, main
 from inspectd.errors import CalibrationError, ConfigError, EndpointHeld, SourceLost, TransportError
 
-VERBS = ("run", "demo", "check", "status", "watch", "trigger", "calibrate", "replay", "weights")
+VERBS = ("run", "demo", "check", "status", "watch", "trigger", "calibrate", "replay", "weights", "bench")
 HEAVY = {"torch", "open_clip", "cv2", "av", "zmq", "numpy", "structlog", "pydantic_settings", "multiprocessing"}
 
 
