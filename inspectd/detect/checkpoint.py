@@ -54,7 +54,7 @@ class Checkpoint:
                 f"{self.path}: {name} has shape {tuple(tensor.shape)}, expected {shape}: weights of another model"
             )
         self._taken.add(name)
-        return tensor.to(torch.float32)
+        return tensor.to(torch.float32, copy=True)  # a view would keep the whole file mapped
 
     def require_all_taken(self, prefix: str) -> None:
         """Refuses tensors below `prefix` that the model has no place for, such as those of further layers."""

@@ -80,28 +80,31 @@ def random_references(detector: Detector, count: int) -> float:
     return sum(rows.numel() * rows.element_size() for rows in (bank.patches, *bank.windows)) / 1e6
 
 
-def matrix_rate(precision: Precision, device: torch.device) -> Callable[[], float]:
-    """A probe of the machine's own limit: each call runs one large product of that precision and gives GFLOP/s."""
+def matrix_rate(precision: Precision, device: torch.device) -> Callable[..., float]:
+    """A probe of the machine's own limit: each call runs one large product of that precision and gives GFLOP/s.
+
+    A call takes a clock, `perf_counter` by default.
+    """
     weight = torch.randn(_RATE_OUTPUTS, _RATE_INPUTS, device=device) / 50
     product = linear(weight, torch.zeros(_RATE_OUTPUTS, device=device), precision)
     x = torch.randn(_RATE_ROWS, _RATE_INPUTS, device=device).to(COMPUTE_DTYPE[precision])
 
-    def probe() -> float:
-        best = min(_timed(lambda: product(x), device) for _ in range(5))
+    def probe(clock: Callable[[], float] = perf_counter) -> float:
+        best = min(_timed(lambda: product(x), device, clock) for _ in range(5))
         return 2.0 * _RATE_ROWS * _RATE_INPUTS * _RATE_OUTPUTS / best / 1e9
 
     return probe
 
 
-def _timed(step: Callable[[], object], device: torch.device) -> float:
+def _timed(step: Callable[[], object], device: torch.device, clock: Callable[[], float] = perf_counter) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = perf_counter()
+    start = clock()
     with torch.inference_mode():
         step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return perf_counter() - start
+    return clock() - start
 
 
 def stage_times_ms(detector: Detector, crops_rgb: Sequence[NDArray[np.uint8]]) -> dict[str, float]:

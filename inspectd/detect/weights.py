@@ -86,10 +86,11 @@ def fetch(backbone: str, pretrained: str, weights_dir: Path) -> WeightsFile:
             downloaded = Path(hub.download_pretrained(tag, cache_dir=folder))
             return _install(downloaded, backbone, pretrained, tag, weights_dir)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise ConfigError(
-            f"weights of {backbone} ({pretrained}) cannot be fetched into {weights_dir}: {reason}; fetch them on a "
-            f"machine with internet access and copy {_stem(backbone, pretrained)}.* into that folder"
+            f"weights of {backbone} ({pretrained}) cannot be fetched into {weights_dir}: {reason}; run `inspectd "
+            f"weights fetch {backbone} {pretrained} --dir DIR` on a machine with internet access and copy "
+            f"DIR/{_stem(backbone, pretrained)}.* into {weights_dir}"
         ) from error
 
 
