@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from daemons import Daemon
+from rtsp_servers import RtspServer
+
+
+def pytest_configure() -> None:
+    """A run in the background of a script ignores SIGINT, and so would every program that the tests send Ctrl-C to."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -22,3 +30,20 @@ def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
     yield make
     for daemon in made:
         daemon.stop()
+
+
+@pytest.fixture
+def make_rtsp_server() -> Iterator[Callable[..., RtspServer]]:
+    """Makes RTSP servers that play a clip, started, and ends them all."""
+    made: list[RtspServer] = []
+
+    def make(clip: Path, *, fps: int = 25, start: bool = True) -> RtspServer:
+        server = RtspServer(clip, fps=fps)
+        made.append(server)
+        if start:
+            server.start()
+        return server
+
+    yield make
+    for server in made:
+        server.kill()

@@ -94,9 +94,10 @@ class Decoder:
         return None if pts is None or self._time_base is None else float(pts * self._time_base)
 
     def _taint(self, number: int, damage: str) -> None:
-        if self._damage in (None, NO_KEY_FRAME):
+        if self._damage is None:
             self._broken_at = number
-        self._damage = damage
+        if self._damage != NO_KEY_FRAME:  # what is broken before the first key frame is broken for want of it
+            self._damage = damage
 
     def _lost(self, *, before: int) -> Iterator[Picture]:
         """Stand-ins for packets since the damage that the decoder swallowed without a word."""

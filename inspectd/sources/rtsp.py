@@ -33,6 +33,8 @@ MOST_READERS = 8
 """Connections of this process that may wait for their own time limits to end; more would be a leak."""
 READ_RESERVE_S = 0.5
 """PyAV's own limit comes after the watchdog's: it only lets the thread of a dead connection end."""
+JOIN_S = 0.2
+"""A stream that runs lets its thread end within a packet or two; a stalled one is not waited for."""
 QUEUE_FRAMES = 2
 STALE_S = 0.5
 """A frame that nobody took for so long is not handed out any more."""
@@ -86,7 +88,8 @@ class RtspCamera:
         self._link = _Link(settings, start_index)
         if sum(thread.name == THREAD_NAME for thread in threading.enumerate()) >= MOST_READERS:
             raise SourceLost(f"{self._name}: {MOST_READERS} earlier connections still hang; waiting for them to end")
-        threading.Thread(target=self._link.run, name=THREAD_NAME, daemon=True).start()
+        self._thread = threading.Thread(target=self._link.run, name=THREAD_NAME, daemon=True)
+        self._thread.start()
 
     @property
     def next_index(self) -> int:
@@ -111,8 +114,9 @@ class RtspCamera:
             self._link.missed += 1
 
     def close(self) -> None:
-        """Tells the connection to end. Its thread follows when its present read does, within the time limits."""
+        """Tells the connection to end. Its thread follows at its next packet, or else within the time limits."""
         self._link.stop()
+        self._thread.join(JOIN_S)
 
     def _frame(self, arrival: _Arrival) -> Frame:
         picture = arrival.picture
@@ -159,7 +163,7 @@ class _Link:
         if self._failure is not None:
             raise self._failure
         if not self._opened and silent_s > self._settings.open_timeout_s + self._settings.silence_s:
-            raise SourceTimeout(f"{self._name}: no answer within {self._settings.open_timeout_s:g} s")
+            raise SourceTimeout(f"{self._name}: no answer for {self._settings.open_timeout_s:g} s")
         if self._opened and silent_s > self._settings.silence_s:
             raise SourceTimeout(f"{self._name}: no frame for {self._settings.silence_s:g} s")
 
@@ -177,15 +181,19 @@ class _Link:
             failure = SourceLost(f"{self._name}: the stream ended")
         except SourceError as error:
             failure = error
-        except av.error.ExitError:  # PyAV's own time limit
-            what = "no frame" if self._opened else "no answer"
-            failure = SourceTimeout(f"{self._name}: {what} within the time limit")
         except FFmpegError as error:
-            failure = SourceLost(f"{self._name}: {(error.strerror or type(error).__name__).lower()}")
+            failure = self._failure_of(error)
         finally:
             with self._changed:
                 self._failure = failure
                 self._changed.notify_all()
+
+    def _failure_of(self, error: FFmpegError) -> SourceError:
+        """What FFmpeg's error means. One that its time limit cut off calls itself by any name, so the clock decides."""
+        limit_s = self._settings.silence_s if self._opened else self._settings.open_timeout_s
+        if isinstance(error, av.error.ExitError) or time.monotonic() - self._heard_s >= limit_s:
+            return SourceTimeout(f"{self._name}: no {'frame' if self._opened else 'answer'} for {limit_s:g} s")
+        return SourceLost(f"{self._name}: {(error.strerror or type(error).__name__).lower()}")
 
     def _read_all(self) -> None:
         limits = self._settings.open_timeout_s, self._settings.silence_s + READ_RESERVE_S

@@ -53,7 +53,7 @@ class Freshness:
     """Tells frames that were just exposed from frames that waited in a stalled server or in the network.
 
     After a gap the first packet is stale, and so is every further one that comes in faster than half its own pace:
-    the backlog of the gap.
+    the backlog of the gap. The beginning is a gap too: opening takes time, and servers greet with what they have.
     """
 
     def __init__(self) -> None:
@@ -66,9 +66,7 @@ class Freshness:
         since_s = None if self._arrival_s is None else arrival_s - self._arrival_s
         pace_s = None if pts_s is None or self._pts_s is None else pts_s - self._pts_s
         self._arrival_s, self._pts_s = arrival_s, pts_s
-        if since_s is None:
-            return True
-        if since_s > GAP_S and (pace_s is None or since_s > 2 * pace_s):
+        if since_s is None or (since_s > GAP_S and (pace_s is None or since_s > 2 * pace_s)):
             self._gap_ended_s = arrival_s
             return False
         if self._gap_ended_s is not None:

@@ -46,16 +46,26 @@ def test_slow_recording_forgives_two_periods() -> None:
 
 
 def test_steady_stream_is_fresh() -> None:
-    """Packets that arrive at their own pace are all fresh, whatever the jitter."""
+    """Packets that arrive at their own pace are fresh, whatever the jitter, once the first has come."""
     freshness = Freshness()
     rng = random.Random(1)
-    assert all(freshness.is_fresh(0.04 * n + rng.uniform(0, 0.03), 0.04 * n) for n in range(200))
+    told = [freshness.is_fresh(0.04 * n + rng.uniform(0, 0.03), 0.04 * n) for n in range(200)]
+    assert not told[0]
+    assert all(told[5:])
+
+
+def test_greeting_of_a_server_is_stale() -> None:
+    """A server that begins with what it has stored, or a slow opening, gives a backlog like any gap."""
+    freshness = Freshness()
+    told = [freshness.is_fresh(9.0 + 0.002 * n, 0.04 * n) for n in range(12)]
+    assert not any(told)
+    assert freshness.is_fresh(9.062, 0.48)
 
 
 def test_first_packet_after_a_gap_and_its_backlog_are_stale() -> None:
     """What waited in a stalled server comes in a burst and is not handed out; then the stream is fresh again."""
     freshness = Freshness()
-    assert freshness.is_fresh(0.0, 0.0)
+    assert [freshness.is_fresh(0.04 * n, 0.04 * n - 0.04) for n in range(2)] == [False, True]
     burst = [freshness.is_fresh(1.2 + 0.001 * n, 0.04 + 0.04 * n) for n in range(25)]
     assert not any(burst)
     assert freshness.is_fresh(1.2 + 0.024 + 0.04, 1.04)
@@ -65,7 +75,7 @@ def test_first_packet_after_a_gap_and_its_backlog_are_stale() -> None:
 def test_slow_camera_has_no_gaps() -> None:
     """A camera of one frame a second pauses as long as its own PTS says: nothing is stale."""
     freshness = Freshness()
-    assert all(freshness.is_fresh(float(n), float(n)) for n in range(10))
+    assert [freshness.is_fresh(float(n), float(n)) for n in range(10)] == [False] + [True] * 9
 
 
 def test_backlog_without_pts_ends_by_itself() -> None:

@@ -1,0 +1,77 @@
+"""A real RTSP server on loopback (`../shared/tools/rtsp_server.py`), which a test may kill, stop and start again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from daemons import shared
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+NEEDS = "gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer, GstApp"
+
+
+@cache
+def _is_installed() -> bool:
+    if not Path(SYSTEM_PYTHON).exists():
+        return False
+    return (
+        subprocess.run([SYSTEM_PYTHON, "-c", f"import gi; {NEEDS}"], capture_output=True, check=False).returncode == 0
+    )
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RtspServer:
+    """One server that plays a clip in a loop; it keeps its port over restarts."""
+
+    def __init__(self, clip: Path, *, fps: int = 25) -> None:
+        """Skips the test where the server's script or its Debian packages are absent."""
+        self._script = shared("tools", "rtsp_server.py")
+        if not _is_installed():
+            pytest.skip("needs the Debian packages of the RTSP server: see .ci/run")
+        self._clip, self._fps = clip, fps
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"rtsp://127.0.0.1:{self.port}/cam"
+
+    def start(self) -> None:
+        """Returns once it listens."""
+        command = [SYSTEM_PYTHON, str(self._script), str(self.port), str(self._clip), str(self._fps)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline().startswith(b"ready")
+
+    def kill(self) -> None:
+        """Dies without a word, as a camera whose plug is pulled."""
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.process = None
+
+    def stall(self) -> None:
+        """Holds its connections and says nothing more."""
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Goes on after `stall`."""
+        assert self.process is not None
+        os.kill(self.process.pid, signal.SIGCONT)

@@ -1,0 +1,277 @@
+"""RTSP against a real server that dies, stalls and returns: losses are told in time, and no secret gets out."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from clips import number_of, write_numbered
+from rtsp_servers import RtspServer, free_port
+
+from inspectd.errors import SourceError, SourceLost, SourceTimeout
+from inspectd.records import Frame
+from inspectd.settings import RtspSource
+from inspectd.sources.open import open_source, probe
+from inspectd.sources.rtsp import STALE_S, THREAD_NAME, RtspCamera, redact
+from inspectd.sources.timing import Backoff
+
+PATIENCE_S = 60.0
+FRAMES = 240
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Numbered frames in groups of twelve."""
+    return write_numbered(tmp_path_factory.mktemp("rtsp") / "numbered.mp4", FRAMES)
+
+
+@pytest.fixture
+def server(make_rtsp_server: Callable[..., RtspServer], clip: Path) -> RtspServer:
+    """A server that plays the numbered clip."""
+    return make_rtsp_server(clip)
+
+
+def settings(url: str, **more: object) -> RtspSource:
+    return RtspSource.model_validate({"kind": "rtsp", "url": url, "max_size_wh_px": (320, 240)} | more)
+
+
+def any_frame(frame: Frame) -> bool:
+    del frame
+    return True
+
+
+def read_until(camera: RtspCamera, wanted: Callable[[Frame], bool], patience_s: float = PATIENCE_S) -> Frame:
+    """Reads as capture does until a frame is as wanted."""
+    deadline_s = time.monotonic() + patience_s
+    while time.monotonic() < deadline_s:
+        frame = camera.read(0.05)
+        if frame is not None and wanted(frame):
+            return frame
+    raise AssertionError("no such frame")
+
+
+def read_to_failure(camera: RtspCamera, patience_s: float = PATIENCE_S) -> tuple[SourceError, float]:
+    """Reads until the camera is lost; the error and how long it took."""
+    begun_s = time.monotonic()
+    while time.monotonic() < begun_s + patience_s:
+        try:
+            camera.read(0.05)
+        except SourceError as error:
+            return error, time.monotonic() - begun_s
+    raise AssertionError("never lost")
+
+
+def reconnect(source: RtspSource, start_index: int = 0) -> tuple[RtspCamera, Frame]:
+    """Opens again and again with back-off, as capture does, until a frame comes."""
+    backoff = Backoff()
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        camera = RtspCamera(source, start_index=start_index)
+        try:
+            return camera, read_until(camera, any_frame)
+        except SourceError:
+            camera.close()
+            threading.Event().wait(backoff.next_s())
+    raise AssertionError("never back")
+
+
+@contextmanager
+def listener(answer: bytes | None) -> Iterator[int]:
+    """A server that is none: it accepts, and answers garbage or nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as accepting:
+
+        def serve() -> None:
+            try:
+                connection, _ = accepting.accept()
+                with connection:
+                    while connection.recv(4096):
+                        if answer is not None:
+                            connection.sendall(answer)
+            except OSError:
+                return  # the test is over
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port: int = accepting.getsockname()[1]
+        yield port
+        accepting.shutdown(socket.SHUT_RDWR)
+    thread.join(PATIENCE_S)
+
+
+def test_frames_come_in_order_and_undamaged(server: RtspServer) -> None:
+    """Every frame is sound, numbered on, and shows the number that follows the last one's."""
+    source = settings(server.url)
+    with closing(RtspCamera(source)) as camera:
+        frames = [read_until(camera, any_frame) for _ in range(60)]
+    assert (camera.simulated, camera.live, camera.size_wh_px) == (False, True, (320, 240))
+    assert {frame.damage for frame in frames} == {None}
+    first = frames[0]
+    for frame in frames:
+        assert number_of(frame.pixels_bgr) == (number_of(first.pixels_bgr) + frame.index - first.index) % FRAMES
+        assert frame.captured_ns <= time.monotonic_ns()
+    assert [frame.index for frame in frames] == sorted({frame.index for frame in frames})
+
+
+def test_opening_does_not_block_and_asks_nobody() -> None:
+    """`probe` trusts the settings and `open_source` returns at once: what is wrong is told by `read`."""
+    source = settings(f"rtsp://127.0.0.1:{free_port()}/cam")
+    assert probe(source).size_wh_px == (320, 240)
+    camera = open_source(source, start_index=41)
+    with closing(camera):
+        assert camera.next_index == 41
+        with pytest.raises(SourceLost, match="connection refused"):
+            read_to_failure_of(camera)
+
+
+def read_to_failure_of(camera: object) -> None:
+    assert isinstance(camera, RtspCamera)
+    raise read_to_failure(camera)[0]
+
+
+def test_killed_server_is_lost_and_its_return_is_noticed(server: RtspServer) -> None:
+    """The camera is lost when its server dies, and gives sound frames again, numbered on, when it is back."""
+    source = settings(server.url)
+    with closing(RtspCamera(source)) as camera:
+        read_until(camera, lambda frame: frame.index >= 5)
+        server.kill()
+        error, _ = read_to_failure(camera)
+    assert isinstance(error, SourceLost)
+    server.start()
+    again, frame = reconnect(source, start_index=camera.next_index)
+    again.close()
+    assert frame.damage is None
+    assert frame.index == camera.next_index > 5
+
+
+def test_stalled_server_is_silent_beyond_its_limit(server: RtspServer) -> None:
+    """A server that holds its connection and says nothing is a timeout; after it goes on a new connection is fresh."""
+    source = settings(server.url, silence_s=1.0)
+    with closing(RtspCamera(source)) as camera:
+        last = read_until(camera, lambda frame: frame.index >= 5)
+        server.stall()
+        error, _ = read_to_failure(camera)
+        silent_s = (time.monotonic_ns() - last.captured_ns) / 1e9
+    assert isinstance(error, SourceTimeout)
+    assert "no frame for 1 s" in str(error)
+    assert silent_s >= 1.0
+    server.resume()
+    resumed_ns = time.monotonic_ns()
+    again, frame = reconnect(source)
+    again.close()
+    assert frame.damage is None
+    assert frame.captured_ns > resumed_ns
+
+
+def test_reader_that_was_away_gets_fresh_frames(server: RtspServer) -> None:
+    """What nobody took in time is counted and never handed out late."""
+    with closing(RtspCamera(settings(server.url))) as camera:
+        read_until(camera, any_frame)
+        deadline_s = time.monotonic() + PATIENCE_S
+        while camera.frames_missed < 30 and time.monotonic() < deadline_s:
+            threading.Event().wait(0.05)
+        frame = read_until(camera, any_frame)
+        age_s = (time.monotonic_ns() - frame.captured_ns) / 1e9
+    assert frame.index >= 30
+    assert age_s < STALE_S + 1.0
+
+
+def test_frame_larger_than_the_ring_is_refused(server: RtspServer) -> None:
+    """A camera that sends more than `max_size_wh_px` is lost with the way out in the message."""
+    with closing(RtspCamera(settings(server.url, max_size_wh_px=(96, 96)))) as camera:
+        error, _ = read_to_failure(camera)
+    assert str(error).endswith("sends 160x96 px, max_size_wh_px is [96, 96]")
+
+
+def test_wrong_path_is_told_apart(server: RtspServer) -> None:
+    """A server that does not know the path says so."""
+    with closing(RtspCamera(settings(server.url + "-none"))) as camera:
+        error, _ = read_to_failure(camera)
+    assert isinstance(error, SourceLost)
+    assert "404" in str(error)
+
+
+def test_server_that_never_answers_is_a_timeout() -> None:
+    """A black hole costs the time limit, not for ever."""
+    with (
+        listener(None) as port,
+        closing(RtspCamera(settings(f"rtsp://127.0.0.1:{port}/x", open_timeout_s=0.5))) as camera,
+    ):
+        error, _ = read_to_failure(camera)
+    assert isinstance(error, SourceTimeout)
+    assert "no answer" in str(error)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, b"HTTP/1.1 200 OK\r\n\r\n", b"\x00\xff" * 3000], ids=["silent", "http", "noise"]
+)
+def test_credentials_never_leave(answer: bytes | None, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever goes wrong, neither message nor standard error holds user, password or token."""
+    with listener(answer) as port:
+        url = f"rtsp://jane:s3cret@127.0.0.1:{port}/cam?token=t0ken"
+        with closing(RtspCamera(settings(url, open_timeout_s=0.5))) as camera:
+            error, _ = read_to_failure(camera)
+    told = f"{error!r} {error.__cause__!r} {error.__context__!r} {''.join(capfd.readouterr())}"
+    assert f"rtsp://***@127.0.0.1:{port}/cam?***" in told
+    assert not any(secret in told for secret in ("jane", "s3cret", "t0ken"))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://host/a", "rtsp://host/a"),
+        ("rtsps://u:p%40ss@[::1]:554/a/b", "rtsps://***@[::1]:554/a/b"),
+        ("rtsp://u:p@ss@host/a?user=u&pwd=p", "rtsp://***@host/a?***"),
+        ("rtsp://host?pwd=p@q", "rtsp://host?***"),
+    ],
+)
+def test_redact_keeps_only_what_is_public(url: str, shown: str) -> None:
+    """Host and path stay; user, password and query go, also where they hold an @."""
+    assert redact(url) == shown
+
+
+def test_reconnects_leave_nothing_behind(server: RtspServer) -> None:
+    """Descriptors and threads are flat over many connections that were used, refused or cut."""
+    source = settings(server.url, open_timeout_s=2.0, silence_s=1.0)
+    refused = settings(f"rtsp://127.0.0.1:{free_port()}/cam")
+
+    def turn() -> None:
+        reconnect(source)[0].close()
+        with closing(RtspCamera(refused)) as camera:
+            read_to_failure(camera)
+
+    def held() -> tuple[int, int]:
+        readers = sum(thread.name == THREAD_NAME for thread in threading.enumerate())
+        return len(list(Path("/proc/self/fd").iterdir())), readers
+
+    turn()
+    wait_for(lambda: held()[1] == 0)
+    before = held()
+    for _ in range(20):
+        turn()
+    wait_for(lambda: held() <= before)
+    assert held() <= before
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not reached() and time.monotonic() < deadline_s:
+        threading.Event().wait(0.05)
+
+
+def test_connections_that_hang_are_limited() -> None:
+    """Threads that wait in a dead network do not pile up: no further connection is tried until some have ended."""
+    with listener(None) as port:
+        source = settings(f"rtsp://127.0.0.1:{port}/x", open_timeout_s=2.0)
+        cameras = [RtspCamera(source) for _ in range(8)]
+        with pytest.raises(SourceLost, match="8 earlier connections still hang"):
+            RtspCamera(source)
+        for camera in cameras:
+            camera.close()
+        wait_for(lambda: not any(thread.name == THREAD_NAME for thread in threading.enumerate()))
+        with closing(RtspCamera(source)) as camera:
+            assert camera.next_index == 0
