@@ -25,6 +25,8 @@ from inspectd.transport.wire import PREVIEW_ROOT, admits, preview_topic
 BIND_PATIENCE_S = 5.0
 MAX_REQUEST_BYTES = 64 * 1024
 PUBLIC_HWM = 1000
+CONTROL_HWM = 128
+"""Replies that may wait for one client: a `history` has megabytes, and a client that never reads must not hold many."""
 INTERNAL_HWM = 4096
 LINGER_STOP_MS = 1000
 _STAGE_SOCKET = re.compile(r"[a-z]+-\d+\.[a-z]+")
@@ -176,6 +178,7 @@ class ControlSocket(_Socket):
     def __init__(self, endpoint: str, on_wait: Callable[[], None] | None = None) -> None:
         socket = _context().socket(zmq.ROUTER)
         _harden(socket)
+        socket.set(zmq.SNDHWM, CONTROL_HWM)
         socket.set(zmq.ROUTER_MANDATORY, 1)
         _bind(socket, endpoint, BIND_PATIENCE_S, on_wait)
         super().__init__(socket)
