@@ -1,0 +1,256 @@
+"""inspectd's detector against anomalib's WinCLIP: same weights, same pixels, one run. See tools/compare_anomalib.
+
+anomalib brings its windows into sequence-first order before the transformer; since open_clip 2.26.1 the transformer is
+batch-first, so that its windows attend to each other and collapse. `straighten` takes that back, or the comparison
+would be with a model that nobody means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from inspectd.detect.architecture import Architecture, read_architecture
+from inspectd.detect.checkpoint import Checkpoint
+from inspectd.detect.clip import TextTower, VisionTower
+from inspectd.detect.cost import gflop_per_frame
+from inspectd.detect.gemm import Precision
+from inspectd.detect.identity import Facts
+from inspectd.detect.measure import matrix_rate
+from inspectd.detect.preprocess import Resize, prepare, upsample_map
+from inspectd.detect.prompts import ANOMALIB_TEMPLATES, compose
+from inspectd.detect.text import TextAverage, embed_prompts, open_clip
+from inspectd.detect.winclip import Detector, WinclipConfig
+
+BACKBONE = "ViT-B-16-plus-240"
+CPU = torch.device("cpu")
+PROFILE = WinclipConfig(text_average=TextAverage.RAW, resize=Resize.FLOAT, least_score=0.0)
+SHOTS = 4
+
+
+class Straightened(nn.Module):
+    """A batch-first transformer that can be told to take sequence-first tokens."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.sequence_first = False
+
+    def forward(self, x: Tensor, **keywords: object) -> Tensor:
+        """`(L, N, D)` while `sequence_first`, else `(N, L, D)`; the same comes back."""
+        if not self.sequence_first:
+            return self.inner(x, **keywords)
+        return self.inner(x.transpose(0, 1), **keywords).transpose(0, 1)
+
+
+def straighten(model: nn.Module) -> None:
+    """Neutralises anomalib's permute."""
+    transformer = Straightened(model.clip.visual.transformer)
+    model.clip.visual.transformer = transformer
+    embed = model._get_window_embeddings  # noqa: SLF001
+
+    def straight(*arguments: Tensor) -> Tensor:
+        transformer.sequence_first = True
+        try:
+            return embed(*arguments)
+        finally:
+            transformer.sequence_first = False
+
+    model._get_window_embeddings = straight  # noqa: SLF001
+
+
+def anomalib_model() -> nn.Module:
+    """anomalib's model on random weights, the same at each call."""
+    open_clip()
+    from anomalib.models.image.winclip import torch_model  # noqa: PLC0415 - after the schemas that open_clip needs
+
+    torch_model.PRETRAINED = None
+    torch.manual_seed(0)
+    return torch_model.WinClipModel().eval()
+
+
+@dataclass(frozen=True)
+class Ours:
+    """inspectd on the weights of anomalib's model."""
+
+    architecture: Architecture
+    checkpoint: Checkpoint
+
+    def detector(self, precision: Precision, text: Tensor) -> Detector:
+        """A detector in the profile `anomalib`."""
+        tower = VisionTower(self.checkpoint, self.architecture.vision, device=CPU, precision=precision)
+        facts = Facts(
+            detector="winclip",
+            backbone=BACKBONE,
+            weights_sha256="random",
+            precision=precision,
+            architecture={},
+            config={},
+            prompts={},
+            view={},
+        )
+        return Detector(tower, text, PROFILE, facts=facts)
+
+    def text(self) -> Tensor:
+        """The two text embeddings, as the profile `anomalib` makes them."""
+        tower = TextTower(self.checkpoint, self.architecture.text, device=CPU)
+        prompts = compose(["bottle"], templates=ANOMALIB_TEMPLATES)
+        return embed_prompts(tower, prompts, TextAverage.RAW, lambda: None)
+
+
+def read_crops(paths: list[Path], size_px: int) -> list[np.ndarray]:
+    """Images squashed to the model's size, so that both sides see the same pixels; noise where none is given."""
+    if not paths:
+        random = np.random.default_rng(0)
+        return [random.integers(0, 256, (size_px, size_px, 3), dtype=np.uint8) for _ in range(SHOTS + 1)]
+    read = [cv2.imread(str(path)) for path in paths]
+    return [cv2.resize(one, (size_px, size_px), interpolation=cv2.INTER_AREA)[..., ::-1].copy() for one in read]
+
+
+def their_stages(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+    """anomalib's stages of the queries, which follow the references in `pixels`; the model ends zero-shot."""
+    image, windows, patches = model.encode_image(pixels[SHOTS:])
+    found = {
+        "text": nn.functional.normalize(model.text_embeddings, dim=-1),
+        "image embedding": image,
+        "patch embeddings": patches,
+    }
+    found |= {f"window embeddings {scale}": rows for scale, rows in zip((2, 3), windows, strict=True)}
+    for shots in (0, SHOTS):
+        if shots:
+            model.setup(reference_images=pixels[:shots])
+        said = model(pixels[SHOTS:])
+        found |= {f"map, {shots}-shot": said.anomaly_map, f"score, {shots}-shot": said.pred_score}
+    model.k_shot = 0
+    return found
+
+
+def our_stages(detector: Detector, crops: list[np.ndarray], text: Tensor) -> dict[str, Tensor]:
+    """The same of inspectd's detector."""
+    features = detector.features(prepare(crops[SHOTS:], detector.shape, Resize.FLOAT, CPU))
+    found = {"text": text, "image embedding": features.image, "patch embeddings": features.patches}
+    for scale, rows in zip((2, 3), features.windows, strict=True):
+        found[f"window embeddings {scale}"] = rows.view(len(crops) - SHOTS, -1, rows.shape[-1])
+    for shots in (0, SHOTS):
+        detector.enroll(crops[:shots])
+        scored = detector.score(crops[SHOTS:])
+        maps = np.stack([upsample_map(one.map, detector.input_size_hw_px) for one in scored])
+        found[f"map, {shots}-shot"] = torch.from_numpy(maps)
+        found[f"score, {shots}-shot"] = torch.tensor([one.score for one in scored])
+    detector.enroll([])
+    return found
+
+
+def in_turn(steps: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Times of each step in seconds; all run once unmeasured, then in turn, so that load falls on all alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            if turn:
+                times[name].append(clock() - start)
+    return times
+
+
+def compare(arguments: argparse.Namespace, console: Console) -> None:
+    """Builds both sides, prints differences, then times."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with console.status("building both on the same random weights"):
+        model = anomalib_model()
+        state = {name: tensor.contiguous() for name, tensor in model.clip.state_dict().items()}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "random.safetensors")
+            save_file(state, path)
+            ours = Ours(read_architecture(BACKBONE), Checkpoint(path))
+            text = ours.text()
+            detectors = {name: ours.detector(Precision(name), text) for name in arguments.precision.split(",")}
+        straighten(model)
+        model.setup("bottle")
+    crops = read_crops(arguments.images, detectors[next(iter(detectors))].input_size_px)
+    with console.status("anomalib's stages"):
+        pixels = prepare(crops, ours.architecture.vision, Resize.FLOAT, CPU)
+        theirs = their_stages(model, pixels)
+    for name, detector in detectors.items():
+        with console.status(f"inspectd's stages in {name}"):
+            mine = our_stages(detector, crops, text)
+        show_differences(console, name, {stage: mine[stage] - value for stage, value in theirs.items()})
+    show_times(console, model, detectors, crops, arguments)
+
+
+def show_differences(console: Console, precision: str, found: dict[str, Tensor]) -> None:
+    """One line a stage."""
+    table = Table("stage", "largest difference", title=f"inspectd {precision} against anomalib 2.7 (straightened)")
+    for stage, difference in found.items():
+        table.add_row(stage, f"{float(difference.abs().max()):.1e}")
+    console.print(table)
+
+
+def show_times(
+    console: Console,
+    model: nn.Module,
+    detectors: dict[str, Detector],
+    crops: list[np.ndarray],
+    arguments: argparse.Namespace,
+) -> None:
+    """One frame, zero-shot: medians of interleaved rounds, and the share of the machine's own matrix rate."""
+    clock = process_time if arguments.cpu_time else perf_counter
+    crop = crops[-1:]
+    pixels = prepare(crop, next(iter(detectors.values())).shape, Resize.FLOAT, CPU)
+    probes = {name: matrix_rate(Precision(name), CPU) for name in detectors}
+    limits: dict[str, list[float]] = {name: [] for name in probes}
+    steps: dict[str, Callable[[], object]] = {"anomalib": lambda: model(pixels)}
+    for name, detector in detectors.items():
+        steps[name] = lambda detector=detector: detector.score(crop)
+        steps[f"limit {name}"] = lambda name=name: limits[name].append(probes[name](clock))
+    times = in_turn(steps, arguments.rounds, clock)
+    theirs = statistics.median(times["anomalib"])
+    table = Table("one frame, zero-shot", "median s", "times anomalib", "of the machine's rate")
+    table.add_row("anomalib", f"{theirs:.2f}", "1.00", "")
+    for name, detector in detectors.items():
+        mine = statistics.median(times[name])
+        rate = gflop_per_frame(detector.shape, PROFILE.scales) / mine
+        share = rate / statistics.median(limits[name][1:])
+        table.add_row(f"inspectd {name}", f"{mine:.2f}", f"{theirs / mine:.2f}", f"{share:.0%}")
+    console.print(table)
+    load = os.getloadavg()[0]
+    console.print(
+        f"{torch.get_num_threads()} threads, {arguments.rounds} interleaved rounds, "
+        f"{'CPU' if arguments.cpu_time else 'wall'} time, load average {load:.1f}"
+    )
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", type=Path, help=f"at least {SHOTS + 1}: the first {SHOTS} are references")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time, for busy machines; with --threads 1")
+    parser.add_argument("--precision", default="fp32,bf16,int8")
+    arguments = parser.parse_args()
+    if arguments.images and len(arguments.images) <= SHOTS:
+        parser.error(f"give at least {SHOTS + 1} images, or none")
+    if arguments.cpu_time and arguments.threads != 1:
+        parser.error("--cpu-time needs --threads 1: the CPU time of several threads is no frame's time")
+    with torch.inference_mode():
+        compare(arguments, Console())
+
+
+if __name__ == "__main__":
+    main()
