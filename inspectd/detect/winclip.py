@@ -189,6 +189,8 @@ class Detector:
         Raises:
             DetectorError: a crop or a region of another shape.
         """
+        if regions is not None and len(regions) != len(crops_rgb):
+            raise DetectorError(f"{len(crops_rgb)} crops came with {len(regions)} regions")
         scored: list[Scored] = []
         for start in range(0, len(crops_rgb), self._frames_per_pass):
             part = slice(start, start + self._frames_per_pass)

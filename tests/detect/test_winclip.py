@@ -159,6 +159,12 @@ def test_unfit_region_is_refused(tmp_path: Path, region: np.ndarray):
         small_detector(tmp_path).score(some_crops(1), regions=[region])
 
 
+def test_regions_must_be_as_many_as_crops(tmp_path: Path):
+    """A region too few is never taken for another crop's."""
+    with pytest.raises(DetectorError, match="2 crops came with 1 regions"):
+        small_detector(tmp_path).score(some_crops(2), regions=[None])
+
+
 def test_identity_changes_with_the_references(tmp_path: Path):
     """Thresholds are bound to the references: other pixels, another identity; none, the first one again."""
     detector = small_detector(tmp_path)
