@@ -25,6 +25,7 @@ BLUR_PX = 1.4
 CLOSE_PX = 3
 FOLLOW_LEVELS = 0.25
 """Grey levels by which the empty belt follows each view at most, once it is learnt."""
+SMALL_FACTOR = 4.0
 LEARN_VIEWS = 40
 """So many views of bare belt are averaged at first."""
 RESTLESSNESS = 9.0
@@ -130,13 +131,16 @@ class Foreground:
             self._belt *= gain.astype(np.float32)
 
     def _follow(self, blobs: list[Blob]) -> None:
-        """Averages the first views, then follows slow changes; only where no part lies: one that stands stays seen."""
+        """Averages the first views, then follows slow changes; only where no part lies: one that stands stays seen.
+
+        What differs but is too small for a part is followed too, or the rest of an old part would stay for ever.
+        """
         self._seen += 1
-        step = self._view_now - self._belt
-        if self._seen <= LEARN_VIEWS:
-            step /= self._seen
-        else:
-            np.clip(step, -FOLLOW_LEVELS, FOLLOW_LEVELS, out=step)
+        difference = self._view_now - self._belt
+        slow = np.clip(difference, -FOLLOW_LEVELS, FOLLOW_LEVELS)
+        step = difference / self._seen if self._seen <= LEARN_VIEWS else slow
+        small = self._mask > 0
+        step[small] = SMALL_FACTOR * slow[small]
         parts = np.isin(self._labels, [blob.number for blob in blobs]).astype(np.uint8)
         cv2.add(self._belt, step, dst=self._belt, mask=1 - cv2.dilate(parts, np.ones((5, 5), np.uint8)))
 
