@@ -47,10 +47,10 @@ def _find(config: Path) -> Iterator[Finding]:
 
 def _show(findings: list[Finding]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("", "what", "which", "detail", show_lines=False)
+    table = Table("", "what", Column("which", overflow="fold"), Column("detail", overflow="fold"))
     for finding in findings:
         mark = Text("ok", style="green") if finding.right else Text("wrong", style="bold red")
         table.add_row(mark, finding.what, Text(finding.subject), Text(finding.detail))

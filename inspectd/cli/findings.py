@@ -55,7 +55,8 @@ def look(settings: Settings) -> Iterator[Finding]:
     frames: dict[str, PixelsU8] = {}
     for name in settings.cameras:
         yield _try("camera", name, lambda name=name: _camera(settings, name, frames))  # type: ignore[misc]
-    yield _try("memory", str(SHARED_MEMORY), lambda: _shared_memory(settings))
+    if len(frames) == len(settings.cameras):
+        yield _try("memory", str(SHARED_MEMORY), lambda: _shared_memory(settings))
     for recipe_name in sorted({camera.recipe for camera in settings.cameras.values()}):
         yield from _recipe(settings, recipe_name, frames)
 

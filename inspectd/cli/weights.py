@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,7 @@ def fetch(
 
     from inspectd.detect.weights import fetch as fetch_weights
 
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # why it retried stands in the one line at the end
     with Console(stderr=True).status(f"fetching {backbone} ({pretrained})"):
         found = fetch_weights(backbone, pretrained, weights_dir(folder, None))
     _say(found)
