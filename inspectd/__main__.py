@@ -10,9 +10,9 @@ from inspectd.errors import CalibrationError, ConfigError, EndpointHeld, ExitCod
 
 def main() -> None:
     """Runs the command line; never returns and never shows a traceback."""
-    from inspectd.cli import app  # noqa: PLC0415 - child processes import this module and need no verbs
-
     try:
+        from inspectd.cli import app  # noqa: PLC0415 - child processes import this module and need no verbs
+
         app(prog_name="inspectd")
     except InspectdError as error:
         _say(str(error))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
 import sys
 
 import pytest
-from tests_cli import clean_environment, inspectd
+from tests_cli import PATIENCE_S, clean_environment, inspectd
 
 from inspectd import cli
 from inspectd.__main__ import exit_code, main
@@ -112,3 +114,22 @@ def test_unknown_weights_name_the_known_ones(tmp_path) -> None:
     said = inspectd("weights", "fetch", "ViT-B-16-plus-240", "laion", "--dir", tmp_path)
     assert said.code == 3
     assert "laion400m_e31" in said.complaint
+
+
+def test_ctrl_c_while_starting_is_no_traceback() -> None:
+    """Whenever Ctrl-C comes during the imports of `run`, the end is quiet: 0, or 130 where the verb is not reached."""
+    for delay_s in (0.15, 0.4, 0.8):
+        with subprocess.Popen(
+            [sys.executable, "-c", "import inspectd.__main__ as m; print(flush=True); m.main()", "run", "-c", "/none"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean_environment(),
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()  # from here on it is in `main`
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(delay_s)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE_S)
+        assert b"Traceback" not in said
+        assert process.returncode in (0, 3, 130)
