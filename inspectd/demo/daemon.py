@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from inspectd.client import Client, Kind, Message, Subscriber
-from inspectd.errors import ConfigError, TransportError
+from inspectd.errors import ConfigError, ExitCode, TransportError
 
 CAMERA = "belt"
 LOOK_S = 0.2
@@ -67,6 +67,7 @@ class Daemon:
         """Listens until the clip is through; what was sent before the subscription stood comes from the journal.
 
         Raises:
+            ConfigError: the daemon was refused; another demo runs in the same folder.
             TransportError: the daemon ended, or is stuck.
         """
         published = Published()
@@ -132,7 +133,8 @@ class Daemon:
         lines = self._log.read_text(errors="replace").splitlines()
         said = [line.removeprefix("inspectd: ") for line in lines if line.startswith("inspectd: ")]
         reason = said[-1] if said else f"see {self._log}"
-        raise TransportError(f"the demo's daemon ended with exit code {code}: {reason}")
+        kind = ConfigError if code == ExitCode.CONFIG else TransportError
+        raise kind(f"the demo's daemon ended with exit code {code}: {reason}")
 
     @staticmethod
     def _environment(keep: Path, sockets_dir: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -66,6 +67,18 @@ def test_demo_in_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> 
     said = inspectd("demo", "--keep", tmp_path / "file" / "kept")
     assert said.code == 3
     assert "--keep" in said.complaint
+
+
+def test_second_demo_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    """A state folder that a daemon holds is named with its pid, exit 3."""
+    (tmp_path / "state").mkdir()
+    with (tmp_path / "state" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711\n")
+        lock.flush()
+        said = inspectd("demo", "--keep", tmp_path)
+    assert said.code == 3
+    assert "pid 4711" in said.complaint
 
 
 def read_until(pipe: int, word: bytes) -> bytes:
