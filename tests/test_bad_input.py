@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -28,7 +28,7 @@ Break = Callable[[Path], None]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     """A daemon's folder that is right in every respect: one camera on a folder with one image."""
     weights = shared("golden", "tiny-winclip-240.safetensors")
     (tmp_path / "images").mkdir()
@@ -39,7 +39,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "recipes" / "part.toml").write_text(RECIPE)
     sockets = f"/tmp/inspectd-bad-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"  # short, as they must be
     (tmp_path / "inspectd.toml").write_text(CONFIG.format(sockets=sockets))
-    return tmp_path
+    yield tmp_path
+    for name in (f"{sockets}.v", f"{sockets}.c"):
+        Path(name).unlink(missing_ok=True)
 
 
 CONFIG = """

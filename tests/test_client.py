@@ -125,6 +125,7 @@ def publisher(tmp_path: Path) -> Iterator[tuple[VerdictSocket, str]]:
     endpoint = f"ipc:///tmp/inspectd-client-{abs(hash(tmp_path))}"
     with VerdictSocket(endpoint) as socket:
         yield socket, endpoint
+    Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 
 
 def until(ready: Callable[[], Any], what: str) -> Any:

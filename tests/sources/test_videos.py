@@ -135,6 +135,23 @@ def test_damage_taints_until_the_next_key_frame(tmp_path: Path, b_frames: int) -
     assert max(damaged) < 40
 
 
+def test_damage_behind_a_key_frame_that_is_still_to_come_is_not_ended_by_it(tmp_path: Path) -> None:
+    """With B-frames a key frame is shown after its next packet was decoded: it is sound, what follows it is not."""
+    path = write_numbered(tmp_path / "hit.mp4", 60, b_frames=2, gop=20)
+    truth = [each.pixels_bgr for each in play(path)]
+    flip_bits(path, 21, at_share=0.2, bits=160)
+    played = play(path)
+    damaged = {number for number, each in enumerate(played) if each.damage is not None}
+    visible = {
+        number
+        for number, (before, after) in enumerate(zip(truth, played, strict=True))
+        if before is not None
+        and (after.pixels_bgr is None or int(np.abs(after.pixels_bgr.astype(int) - before).max()) > 16)
+    }
+    assert len(visible) > 5
+    assert visible <= damaged <= set(range(21, 40))
+
+
 def test_damaged_key_frame_taints_its_whole_group(tmp_path: Path) -> None:
     """A key frame that is broken cannot end the damage: the next sound one does."""
     path = write_numbered(tmp_path / "hit.mp4", 48, gop=12)
