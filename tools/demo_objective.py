@@ -44,6 +44,9 @@ SYNONYMS = {
     PartKind.KNOB: ("knob", "handle", "star knob"),
     PartKind.CROSS: ("cross", "cross plate", "spider"),
     PartKind.TEE: ("tee", "tee plate", "fitting"),
+    PartKind.CHANNEL: ("channel", "fork", "clamp"),
+    PartKind.ZED: ("z plate", "offset plate", "step plate"),
+    PartKind.STAR: ("star", "star wheel", "sprocket"),
 }
 GENERIC = ("part", "object", "item", "product", "component", "piece", "workpiece", "thing", "industrial part")
 NOUNS = (

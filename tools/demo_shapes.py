@@ -30,6 +30,9 @@ class PartKind(StrEnum):
     KNOB = "knob"
     CROSS = "cross"
     TEE = "tee"
+    CHANNEL = "channel"
+    ZED = "z plate"
+    STAR = "star"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,6 +179,31 @@ def _tee(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Pl
     return sdf, bevel(sdf, 0.06) * 0.06, np.zeros_like(x), []
 
 
+def _channel(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
+    half_h, wall, corner = rng.uniform(0.6, 0.85), rng.uniform(0.2, 0.3), rng.uniform(0.02, 0.12)
+    gap = box(x, y - np.float32(2 * wall), 0.9 - 2 * wall, half_h, corner)
+    sdf = cut(box(x, y, 0.9, half_h, corner), gap)
+    return sdf, bevel(sdf, 0.06) * 0.06, np.zeros_like(x), []
+
+
+def _zed(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
+    arm, corner, half_stem = rng.uniform(0.2, 0.28), rng.uniform(0.02, 0.12), rng.uniform(0.2, 0.3)
+    rise, reach = np.float32(0.85 - arm), np.float32(rng.uniform(0.3, 0.45))
+    feet = np.minimum(box(x - reach, y + rise, 0.5, arm, corner), box(x + reach, y - rise, 0.5, arm, corner))
+    sdf = np.minimum(feet, box(x, y, half_stem, 0.85, corner))
+    return sdf, bevel(sdf, 0.06) * 0.06, np.zeros_like(x), []
+
+
+def _star(x: Plane, y: Plane, rng: np.random.Generator) -> tuple[Plane, Plane, Plane, list[Plane]]:
+    sector, waist = 2 * np.pi / int(rng.integers(4, 7)), rng.uniform(0.5, 0.65)
+    folded = np.abs((np.arctan2(y, x) + sector / 2) % sector - sector / 2)
+    radius = np.hypot(x, y)
+    along, across = radius * np.cos(folded), radius * np.sin(folded)
+    edge_x, edge_y = waist * np.cos(sector / 2) - 1, waist * np.sin(sector / 2)
+    sdf = ((edge_y * (along - 1) - edge_x * across) / np.hypot(edge_x, edge_y)).astype(np.float32)
+    return sdf, bevel(sdf, 0.08) * 0.06, np.zeros_like(x), []
+
+
 _SHAPES = {
     PartKind.WASHER: _washer,
     PartKind.RING: _ring,
@@ -188,6 +216,9 @@ _SHAPES = {
     PartKind.KNOB: _knob,
     PartKind.CROSS: _cross,
     PartKind.TEE: _tee,
+    PartKind.CHANNEL: _channel,
+    PartKind.ZED: _zed,
+    PartKind.STAR: _star,
 }
 
 

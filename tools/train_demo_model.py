@@ -6,8 +6,8 @@
     train_demo_model.py --export     write model.json and model.safetensors (fp16) to --assets
     train_demo_model.py --evaluate   print the table of the model in --assets on parts that training never saw
 
-Several may be given together. --render --train --export --evaluate does everything. The bundled weights had 23 minutes
-on an earlier, busier world of parts (gears, prints, worn belts) and then 40 on this one, on two busy cores.
+Several may be given together. --render --train --export --evaluate does everything. --start-from FOLDER begins with the
+weights of an earlier model instead of none. Minutes are of processor time, so that a busy machine trains as long.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from demo_dataset import HELD_OUT_DEFECT, HELD_OUT_KIND, Pictures, render_shards
 from demo_evaluation import evaluate, print_table  # noqa: E402
 from demo_network import CONFIG, build_model, whiten  # noqa: E402
 from demo_objective import WEIGHTS, Heads, Vocabulary, losses  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor, distributed, nn  # noqa: E402
 
 WORK = ROOT / "var" / "demo_model"
@@ -43,12 +43,13 @@ SAVE_EVERY_S = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How to train: ``groups`` products a step in each of ``workers`` processes, for ``minutes`` in all."""
+    """How to train: ``groups`` products a step in each of ``workers`` processes, each for ``minutes`` of a core."""
 
     workers: int
     groups: int
     minutes: float
     peak_rate: float
+    start_from: Path | None
 
 
 class Muon(torch.optim.Optimizer):
@@ -128,10 +129,13 @@ class Trainer:
         self.pictures = Pictures(SHARDS)
         self.groups = self.pictures.refresh()
         self.step, self.used_s = 0, 0.0
-        self._last = self._saved = time.monotonic()
+        self._saved, self._last = time.monotonic(), time.process_time()
         self._seen: dict[str, float] = {}
         if CHECKPOINT.exists():
             self._resume()
+        elif plan.start_from is not None:
+            weights = load_file(plan.start_from / "model.safetensors")
+            self.model.load_state_dict({name: value.float() for name, value in weights.items()})
         else:
             whiten(self.model, self.pictures.batch(np.random.default_rng(0), 12).pixels)
         self.rng = np.random.default_rng([self.step, rank])
@@ -163,7 +167,7 @@ class Trainer:
         batch = self.pictures.batch(self.rng, self.plan.groups)
         terms = losses(self.model, self.heads, self.vocabulary, batch, self.rng)
         torch.stack([terms[name] * weight for name, weight in WEIGHTS.items()]).sum().backward()
-        now = time.monotonic()
+        now = time.process_time()
         self.used_s, self._last = average(self.parameters, self.used_s + now - self._last), now
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="training processes of one thread each")
     parser.add_argument("--groups", type=int, default=2, help="products a step in each process, 8 pictures each")
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--start-from", type=Path, help="a folder with an earlier model.safetensors")
     parser.add_argument("--assets", type=Path, default=ROOT / "inspectd" / "demo")
     parser.add_argument("--products", type=int, default=52, help="products in the table")
     wanted = parser.parse_args()
@@ -239,7 +244,13 @@ def main() -> None:
         render_shards(SHARDS, wanted.shards, wanted.part, wanted.parts)
     if wanted.train:
         start_training(
-            Plan(workers=wanted.workers, groups=wanted.groups, minutes=wanted.minutes, peak_rate=wanted.rate)
+            Plan(
+                workers=wanted.workers,
+                groups=wanted.groups,
+                minutes=wanted.minutes,
+                peak_rate=wanted.rate,
+                start_from=wanted.start_from,
+            )
         )
     if wanted.export:
         export(wanted.assets)
