@@ -50,6 +50,19 @@ class TriggerKind(StrEnum):
     EXTERNAL = "external"
 
 
+class TimeKind(StrEnum):
+    """How the moment of a frame's exposure is known, best first. All are on this machine's monotonic clock."""
+
+    HARDWARE = "hardware"
+    """The camera or its driver stamped the exposure."""
+    RTCP = "rtcp"
+    """The camera's own clock, by RTCP sender reports."""
+    ARRIVAL = "arrival"
+    """When the frame arrived, less the lag that is configured."""
+    FILE = "file"
+    """A recording: when the frame was played."""
+
+
 class DaemonState(StrEnum):
     """The daemon as a whole, in every heartbeat."""
 
@@ -82,15 +95,24 @@ class Frame:
     """One frame as a source gives it.
 
     `index` counts the source's frames from 0 and goes on over reconnects; `pts_s` is the stream's own time, None where
-    there is none. `damage` names decode damage (the frame must become `error/frame_corrupt`), None for a sound frame.
+    there is none. `captured_ns` is the best that is known of the moment of exposure, `time_kind` says how; the frame
+    arrived `lag_ns` later. `damage` names decode damage (the frame must become `error/frame_corrupt`), None for a sound
+    frame.
     """
 
     index: int
     pixels_bgr: PixelsU8
     captured_ns: int
     captured_utc_ns: int
+    time_kind: TimeKind = TimeKind.ARRIVAL
+    lag_ns: int = 0
     pts_s: float | None = None
     damage: str | None = None
+
+    @property
+    def arrived_ns(self) -> int:
+        """When the frame arrived: what its deadline counts from."""
+        return self.captured_ns + self.lag_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,11 +192,12 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameInfo:
-    """Which frame a verdict is about."""
+    """Which frame a verdict is about, and how the time of its capture is known."""
 
     index: int
     size_wh_px: tuple[int, int]
     pts_s: float | None
+    time_kind: TimeKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

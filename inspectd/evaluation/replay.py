@@ -171,7 +171,7 @@ def _verdict(
         regions=inspection.regions,
         regions_truncated=inspection.regions_truncated,
         mask=_place(inspection) if sound else None,
-        frame=FrameInfo(index=frame.index, size_wh_px=(width, height), pts_s=frame.pts_s),
+        frame=FrameInfo(index=frame.index, size_wh_px=(width, height), pts_s=frame.pts_s, time_kind=frame.time_kind),
         model=inspector.identity,
         captured_utc_ns=frame.captured_utc_ns,
         latency_ms=Latency(infer=inspection.infer_ms, post=inspection.post_ms) if seen else Latency(),

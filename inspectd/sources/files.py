@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from inspectd.records import Frame, PixelsU8
+from inspectd.records import Frame, PixelsU8, TimeKind
 from inspectd.sources.base import EndOfSource, SourceInfo
 from inspectd.sources.timing import Pacer
 
@@ -93,6 +93,7 @@ class Recording:
             pixels_bgr=loaded.pixels_bgr,
             captured_ns=time.monotonic_ns(),
             captured_utc_ns=time.time_ns(),
+            time_kind=TimeKind.FILE,
             pts_s=loaded.pts_s,
             damage=loaded.damage,
         )

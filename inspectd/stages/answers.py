@@ -133,7 +133,9 @@ def _frame(row: Row) -> FrameInfo | None:
     if row.frame_index < 0 or row.width_px <= 0 or row.height_px <= 0:
         return None
     pts_s = None if row.pts_s is None or not math.isfinite(row.pts_s) else row.pts_s
-    return FrameInfo(index=row.frame_index, size_wh_px=(row.width_px, row.height_px), pts_s=pts_s)
+    return FrameInfo(
+        index=row.frame_index, size_wh_px=(row.width_px, row.height_px), pts_s=pts_s, time_kind=row.time_kind
+    )
 
 
 def _latency(row: Row, result: Result | None, now_ns: int) -> Latency:

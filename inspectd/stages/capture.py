@@ -251,10 +251,10 @@ class Capture:
     def _row(self, frame: Frame, *, gate: Reason | None) -> NewRow:
         now_ns = time.monotonic_ns()
         height, width = frame.pixels_bgr.shape[:2]
-        deadline_ns = 0 if self._fast else frame.captured_ns + round(self._recipe.deadline_ms * 1e6)
+        deadline_ns = 0 if self._fast else frame.arrived_ns + round(self._recipe.deadline_ms * 1e6)
         return NewRow(
             trigger_kind=self._kind,
-            accepted_ns=frame.captured_ns,
+            accepted_ns=frame.arrived_ns,
             deadline_ns=deadline_ns,
             frame_index=frame.index,
             width_px=width,
@@ -263,6 +263,7 @@ class Capture:
             captured_ns=frame.captured_ns,
             captured_utc_ns=frame.captured_utc_ns,
             capture_ms=(now_ns - frame.captured_ns) / 1e6,
+            time_kind=frame.time_kind,
             gate=gate,
             simulated=self._simulated,
         )

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from inspectd.records import Reason, TriggerKind
+from inspectd.records import Reason, TimeKind, TriggerKind
 from inspectd.transport.memory import WORD_BYTES, fence
 
 CAPTURED = (
@@ -25,6 +25,7 @@ CAPTURED = (
     "captured_ns",
     "captured_utc_ns",
     "capture_ms",
+    "time_kind",
     "trigger_kind",
     "accepted_ns",
     "deadline_ns",
@@ -44,6 +45,7 @@ ROW_WORDS = WORDS + 2 * TEXT_BYTES // WORD_BYTES
 FILLED = CAPTURED[CAPTURED.index("slot") + 1 : CAPTURED.index("trigger_kind")]
 
 _KINDS = tuple(TriggerKind)
+_TIME_KINDS = tuple(TimeKind)
 _GATES: tuple[Reason | None, ...] = (None, *Reason)
 
 Words = memoryview  # of signed 8-byte words: one row, or one row's place
@@ -72,6 +74,7 @@ class NewRow:
     captured_ns: int = 0
     captured_utc_ns: int = 0
     capture_ms: float = 0.0
+    time_kind: TimeKind = TimeKind.ARRIVAL
     gate: Reason | None = None
 
 
@@ -164,6 +167,7 @@ def _frame_words(row: NewRow) -> dict[str, int]:
         "captured_ns": row.captured_ns,
         "captured_utc_ns": row.captured_utc_ns,
         "capture_ms": _float_word(row.capture_ms),
+        "time_kind": _TIME_KINDS.index(row.time_kind),
     }
 
 
@@ -171,7 +175,7 @@ def _row(seq: int, slot: int, words: list[int], texts: bytes) -> Row:
     def word(name: str) -> int:
         return words[AT[name]]
 
-    kind, gate, pts_s = word("trigger_kind"), word("gate"), _word_float(word("pts_s"))
+    kind, time_kind, gate, pts_s = word("trigger_kind"), word("time_kind"), word("gate"), _word_float(word("pts_s"))
     has_result = word("result_seq") == seq
     return Row(
         seq=seq,
@@ -184,6 +188,7 @@ def _row(seq: int, slot: int, words: list[int], texts: bytes) -> Row:
         captured_ns=word("captured_ns"),
         captured_utc_ns=word("captured_utc_ns"),
         capture_ms=_word_float(word("capture_ms")),
+        time_kind=_TIME_KINDS[time_kind] if 0 <= time_kind < len(_TIME_KINDS) else TimeKind.ARRIVAL,
         trigger_kind=_KINDS[kind] if 0 <= kind < len(_KINDS) else TriggerKind.CONTINUOUS,
         accepted_ns=word("accepted_ns"),
         deadline_ns=word("deadline_ns"),

@@ -19,7 +19,7 @@ from inspectd.transport.rows import AT, ROW_WORDS, NewRow, Row, Words, fill, gat
 __all__ = ["CameraView", "ChildView", "NewRow", "Row", "Table"]
 
 MAGIC = 0x494E_5350_5449_434B
-VERSION = 2
+VERSION = 3
 ROWS = 1024
 HEAD_WORDS = 16
 CHILD_WORDS = 16

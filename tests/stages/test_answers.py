@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests_records import MODEL, RECIPE, a_result, a_row
 
-from inspectd.records import Decision, MaskPlace, Reason, RecipeInfo, Region, Verdict
+from inspectd.records import Decision, MaskPlace, Reason, RecipeInfo, Region, TimeKind, Verdict
 from inspectd.stages.answers import freeze, verdict_of
 from inspectd.stages.ledger import Answer
 
@@ -34,6 +34,15 @@ def test_score_that_is_not_finite_is_an_error(decision: Decision, field: str, va
     reason = Reason.OK if decision is Decision.PASS else Reason.ANOMALY
     verdict = verdict_on(a_result(1, decision=decision, reason=reason, **{field: value}))
     assert (verdict.decision, verdict.reason) == (Decision.ERROR, Reason.NOT_FINITE)
+
+
+@pytest.mark.parametrize("kind", list(TimeKind))
+def test_verdict_says_how_its_time_is_known(kind: TimeKind) -> None:
+    """The kind of capture time comes from the frame's row, also into an error; latency counts from that time."""
+    for outcome in (a_result(1), Reason.LATE):
+        verdict = verdict_on(outcome, time_kind=kind, captured_ns=500)
+        assert json.loads(freeze(verdict, None).body)["frame"]["time_kind"] == kind
+        assert verdict.latency_ms.total == pytest.approx(2.0005)
 
 
 def test_missing_score_is_an_error() -> None:

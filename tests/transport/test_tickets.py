@@ -22,7 +22,7 @@ from victims import (
 )
 
 from inspectd.errors import TransportError
-from inspectd.records import CameraState, Reason, TriggerKind
+from inspectd.records import CameraState, Reason, TimeKind, TriggerKind
 from inspectd.transport.memory import FOLDER, Segment, sweep
 from inspectd.transport.rows import FILLED, encode
 from inspectd.transport.tickets import CameraView, NewRow, Row, Table
@@ -86,6 +86,7 @@ def test_the_head_says_who_and_what(name: str) -> None:
         {"pts_s": None, "frame_index": -1, "slot": -1, "capture_ms": 0.1},
         {"trigger_kind": TriggerKind.PRESENCE, "deadline_ns": 0, "captured_utc_ns": 2**62},
         *({"gate": reason} for reason in Reason),
+        *({"time_kind": kind} for kind in TimeKind),
     ],
 )
 def test_every_field_comes_back_as_it_was_accepted(view: CameraView, more: dict[str, Any]) -> None:
