@@ -6,6 +6,7 @@ InspectdError
 │   ├── SourceLost       the source is gone (end of stream, refused, unplugged); capture reconnects
 │   └── SourceTimeout    the source is silent beyond its limit; capture reconnects
 ├── DetectorError        weights or the model; the worker exits and is replaced
+│   └── OutOfMemory      the device has no room for a pass of half the frames either, or for a single frame
 ├── TransportError       sockets or shared memory; the stage exits and is replaced
 │   └── EndpointHeld     an endpoint is held by another program; the daemon exits 4
 ├── JournalError         the journal cannot take a verdict; the publisher goes on `degraded`
@@ -51,6 +52,10 @@ class SourceTimeout(SourceError):  # noqa: N818 - reads as what it is
 
 class DetectorError(InspectdError):
     """The model cannot be loaded or cannot run. Caught at the top of the worker, which exits."""
+
+
+class OutOfMemory(DetectorError):  # noqa: N818 - reads as what it is
+    """The device has no memory for the model's work. Caught at the top of the worker, which exits: a new one has it."""
 
 
 class TransportError(InspectdError):

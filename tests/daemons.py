@@ -43,6 +43,17 @@ def model_toml() -> str:
     return f'[model]\nbackbone = "demo"\nweights = "{DEMO / "model.safetensors"}"\nconfig = "{DEMO / "model.json"}"\n'
 
 
+def broken_model(fault: str, flag: Path) -> dict[str, str]:
+    """The environment of a daemon whose model breaks while the flag file exists (see `shims/sitecustomize.py`).
+
+    Args:
+        fault: `out_of_memory`, `device_error` or `not_finite`.
+        flag: holds the least number of frames in a pass that the fault happens to; empty: 1.
+    """
+    path = os.pathsep.join([str(ROOT / "tests" / "shims"), str(ROOT)])
+    return {"PYTHONPATH": path, "INSPECTD_TEST_FAULT": fault, "INSPECTD_TEST_FAULT_FLAG": str(flag)}
+
+
 @dataclass
 class Daemon:
     """One configured daemon; `start` and `stop` run it as a process."""

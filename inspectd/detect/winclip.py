@@ -33,7 +33,8 @@ from inspectd.detect.scoring import (
 )
 from inspectd.detect.text import TextAverage
 from inspectd.detect.windows import covering, harmonic, window_patches, with_ring
-from inspectd.errors import DetectorError
+from inspectd.errors import DetectorError, OutOfMemory
+from inspectd.log import get_logger
 
 _FLOATS_PER_PASS_CPU = 1 << 22
 """Token floats of one pass on a CPU: larger batches gain nothing there and fall out of the cache."""
@@ -129,6 +130,7 @@ class Detector:
             window_patches(grid_hw, scale, config.stride).to(tower.device) for scale in config.scales
         ]
         tokens = 1 + tower.shape.patch_count + sum(rows.numel() + len(rows) for rows in self.window_patches)
+        self._halved = False
         self._frames_per_pass = max(1, _FLOATS_PER_PASS_CPU // (tokens * tower.shape.width))
         if tower.device.type != "cpu":
             self._frames_per_pass = _FRAMES_PER_PASS_GPU
@@ -187,17 +189,30 @@ class Detector:
             localise_from: in the mode `localise_on_fail` the score from which a frame gets a map; None: all do.
 
         Raises:
-            DetectorError: a crop or a region of another shape.
+            DetectorError: a crop or a region of another shape, or a failure of the device.
+            OutOfMemory: the device has no room, although passes were halved once.
         """
         if regions is not None and len(regions) != len(crops_rgb):
             raise DetectorError(f"{len(crops_rgb)} crops came with {len(regions)} regions")
         scored: list[Scored] = []
-        for start in range(0, len(crops_rgb), self._frames_per_pass):
-            part = slice(start, start + self._frames_per_pass)
-            pixels = prepare(crops_rgb[part], self.shape, self.config.resize, self.device)
-            inside = self._inside(regions[part] if regions is not None else [None] * len(pixels))
-            scored += self._score_pass(pixels, inside, localise_from)
+        while len(scored) < len(crops_rgb):
+            part = slice(len(scored), len(scored) + self._frames_per_pass)
+            inside = self._inside(regions[part] if regions is not None else [None] * len(crops_rgb[part]))
+            try:
+                pixels = prepare(crops_rgb[part], self.shape, self.config.resize, self.device)
+                scored += self._score_pass(pixels, inside, localise_from)
+            except torch.OutOfMemoryError as error:
+                self._halve_passes(len(crops_rgb[part]), error)
+            except torch.AcceleratorError as error:  # the device's context is lost for this process
+                raise DetectorError(f"{self.device}: {_first_line(error)}") from error
         return scored
+
+    def _halve_passes(self, frames: int, error: torch.OutOfMemoryError) -> None:
+        """Makes room once in a detector's life: what is short of memory again wants a new process."""
+        if self._halved or frames < 2:
+            raise OutOfMemory(f"{self.device}: {frames} frames in a pass: {_first_line(error)}") from error
+        self._halved, self._frames_per_pass = True, frames // 2
+        get_logger().warning("passes_halved", frames=self._frames_per_pass, error=_first_line(error))
 
     @torch.inference_mode()
     def enroll(self, references_rgb: Sequence[NDArray[np.uint8]]) -> None:
@@ -343,6 +358,11 @@ class Detector:
 
     def _grid(self, maps: Tensor) -> list[NDArray[np.float32]]:
         return list(maps.view(-1, *self.grid_hw).cpu().numpy())
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says of a failure of the device, without its advice."""
+    return str(error).partition("\n")[0]
 
 
 def _window_rows(chosen: Tensor, patches: Tensor, length: int) -> Tensor:

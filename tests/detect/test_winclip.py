@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests_detect import small_detector, some_crops
 from inspectd.detect.gemm import Precision
 from inspectd.detect.scoring import FewShotMap
 from inspectd.detect.winclip import Detector, Mode, PatchFeature
-from inspectd.errors import DetectorError
+from inspectd.errors import DetectorError, OutOfMemory
 
 
 def corner(*rows_columns: slice) -> np.ndarray:
@@ -41,6 +42,53 @@ def test_batch_size_changes_nothing(tmp_path: Path, shots: int, frames_per_pass:
         batched = [one for at in range(0, 8, size) for one in detector.score(crops[at : at + size])]
         assert [one.score for one in batched] == pytest.approx([one.score for one in alone], abs=1e-5)
         assert np.stack([one.map for one in batched]) == pytest.approx(np.stack([one.map for one in alone]), abs=1e-5)
+
+
+class Full:
+    """A device that has room for passes of so many frames, and fails as told with more."""
+
+    def __init__(self, detector: Detector, room: int, failure: Exception):
+        self.detector, self.room, self.failure, self.tried = detector, room, failure, []
+        self.encode, detector.tower.encode = detector.tower.encode, self
+
+    def __call__(self, tokens: torch.Tensor, groups: list, beat: Callable[[], None]):
+        self.tried.append(len(tokens))
+        if len(tokens) > self.room:
+            raise self.failure
+        return self.encode(tokens, groups, beat)
+
+
+NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+
+def test_pass_too_large_for_the_memory_is_halved(tmp_path: Path):
+    """Frames that found no room together are scored by halves, and so are those after them; scores stay the same."""
+    detector, crops = small_detector(tmp_path), some_crops(8)
+    detector._frames_per_pass = 32
+    whole = [one.score for one in detector.score(crops)]
+    device = Full(detector, 4, NO_ROOM)
+    assert [one.score for one in detector.score(crops)] == pytest.approx(whole, abs=1e-6)
+    detector.score(crops)
+    assert device.tried == [8, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(("crops", "room", "tried"), [(8, 2, [8, 4]), (1, 0, [1])])
+def test_memory_that_halving_does_not_free_is_an_error(tmp_path: Path, crops: int, room: int, tried: list[int]):
+    """Halved once, or with a single frame, it gives up in one line."""
+    detector = small_detector(tmp_path)
+    device = Full(detector, room, NO_ROOM)
+    with pytest.raises(OutOfMemory, match=r"allocate 2.00 GiB\.$"):
+        detector.score(some_crops(crops))
+    assert device.tried == tried
+
+
+def test_failure_of_the_device_is_an_error(tmp_path: Path):
+    """Any other failure is not tried again: this process has lost the device."""
+    detector = small_detector(tmp_path)
+    device = Full(detector, 0, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(DetectorError, match="illegal memory access"):
+        detector.score(some_crops(4))
+    assert len(device.tried) == 1
 
 
 def test_scores_differ_between_crops(tmp_path: Path):
