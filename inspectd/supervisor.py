@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
@@ -65,10 +65,14 @@ class Supervisor:
     Args:
         settings: the whole configuration.
         exit_at_end: stop when every camera has ended and is answered.
+        child: what each child process runs; must be picklable.
     """
 
-    def __init__(self, settings: Settings, *, exit_at_end: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, exit_at_end: bool = False, child: Callable[[Charge, Stage], None] = live
+    ) -> None:
         self._settings = settings
+        self._child = child
         self._exit_at_end = exit_at_end
         self._signalled = False
         self._exit_code = ExitCode.DONE
@@ -174,7 +178,7 @@ class Supervisor:
             recipes=self._recipes,
             camera=child.camera,
         )
-        child.process = self._context.Process(target=live, args=(charge, child.stage), name=child.name)
+        child.process = self._context.Process(target=self._child, args=(charge, child.stage), name=child.name)
         child.process.start()
         child.spawned_s = time.monotonic()
         row.born(child.process.pid or 0, child.generation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from inspectd.errors import SourceError
@@ -46,10 +47,10 @@ class _Request:
 
 
 class Capture:
-    """One generation of one camera's capture."""
+    """One generation of one camera's capture. `opens` opens its source: a benchmark has one of its own."""
 
-    def __init__(self, life: Life, camera: str) -> None:
-        self._life = life
+    def __init__(self, life: Life, camera: str, opens: Callable[..., FrameSource] = open_source) -> None:
+        self._life, self._opens = life, opens
         self._table = life.table
         index = self._table.cameras.index(camera)
         self._view = self._table.camera(index)
@@ -122,7 +123,7 @@ class Capture:
         return 0
 
     def _open(self, start_index: int) -> FrameSource:
-        source = open_source(self._camera.source, start_index=start_index)
+        source = self._opens(self._camera.source, start_index=start_index)
         self._missed_before = source.frames_missed
         get_logger().info("source_opened", size_wh_px=source.size_wh_px, start_index=start_index)
         return source

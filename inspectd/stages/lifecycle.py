@@ -77,17 +77,34 @@ class Life:
         self._told = True
 
 
-def live(charge: Charge, stage: Stage) -> None:
+Work = Callable[[Life], None]
+"""What a stage does with its life."""
+
+
+def stage_work(stage: Stage) -> Work:
+    """What a stage does. Imported here, so that no process carries what only another one needs (torch, codecs)."""
+    match stage:
+        case Stage.CAPTURE:
+            from inspectd.stages.capture import work
+        case Stage.WORKER:
+            from inspectd.stages.worker import work
+        case Stage.PUBLISHER:
+            from inspectd.stages.publisher import work
+    return work
+
+
+def live(charge: Charge, stage: Stage, work_of: Callable[[Stage], Work] = stage_work) -> None:
     """The whole life of a child: does its work and turns how it ends into an exit code and one line of log.
 
-    This is the target of `multiprocessing.Process`; it never returns normally.
+    This is the target of `multiprocessing.Process`; it never returns normally. `work_of` is for benchmarks, which put
+    cameras and a detector of their own into the real stages.
     """
     _die_with(charge.parent_pid)
     bound = {"stage": stage.value} | ({"camera": charge.camera} if charge.camera else {})
     configure_log(charge.settings.log.level, charge.settings.log.format, **bound)
     logger = get_logger()
     try:
-        work = _work_of(stage)
+        work = work_of(stage)
         table = Table.attach(charge.table_name)
         life = Life(charge, table)
         life.beat()
@@ -107,18 +124,6 @@ def live(charge: Charge, stage: Stage) -> None:
     logger.debug("stage_ended")
     sys.stderr.flush()
     os._exit(ExitCode.DONE)
-
-
-def _work_of(stage: Stage) -> Callable[[Life], None]:
-    """What a stage does. Imported here, so that no process carries what only another one needs (torch, codecs)."""
-    match stage:
-        case Stage.CAPTURE:
-            from inspectd.stages.capture import work
-        case Stage.WORKER:
-            from inspectd.stages.worker import work
-        case Stage.PUBLISHER:
-            from inspectd.stages.publisher import work
-    return work
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from inspectd.detect.build import build_detector, use_threads
 from inspectd.errors import ConfigError
 from inspectd.images import encode_label_png
-from inspectd.inspection import Crops, Inspector
+from inspectd.inspection import CropDetector, Crops, Inspector
 from inspectd.log import get_logger
 from inspectd.recipe import Recipe
 from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason
@@ -49,10 +50,10 @@ class _Station:
 
 
 class Worker:
-    """One generation of the worker."""
+    """One generation of the worker. `builds` makes a recipe's detector: a benchmark has one of its own."""
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
+    def __init__(self, life: Life, builds: Callable[..., CropDetector] = build_detector) -> None:
+        self._life, self._builds = life, builds
         self._charge = life.charge
         self._table = life.table
         self._beats = _StepClock(life)
@@ -115,7 +116,7 @@ class Worker:
             recipe = self._charge.recipes[name]
             if recipe.sha256 not in groups:
                 groups[recipe.sha256] = len(self._inspectors)
-                detector = build_detector(
+                detector = self._builds(
                     recipe,
                     weights_dir=settings.weights_dir,
                     cache_dir=settings.cache_dir,
