@@ -13,8 +13,10 @@ weights of an earlier model instead of none. Minutes are of processor time, so t
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
+import signal
 import socket
 import sys
 import time
@@ -30,7 +32,7 @@ import torch  # noqa: E402
 from demo_dataset import HELD_OUT_DEFECT, HELD_OUT_KIND, Pictures, render_shards  # noqa: E402
 from demo_evaluation import evaluate, print_table  # noqa: E402
 from demo_network import CONFIG, build_model, whiten  # noqa: E402
-from demo_objective import WEIGHTS, Heads, Vocabulary, losses  # noqa: E402
+from demo_objective import HAS_BF16, WEIGHTS, Heads, Vocabulary, losses  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor, distributed, nn  # noqa: E402
 
@@ -39,6 +41,7 @@ SHARDS = WORK / "shards"
 CHECKPOINT = WORK / "checkpoint.pt"
 WARM_UP_STEPS = 150
 SAVE_EVERY_S = 120
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     """Five Newton-Schulz steps towards the nearest half-orthogonal matrix."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = (x / (x.norm() + 1e-7)).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    x = x.bfloat16() if HAS_BF16 else x
     for _ in range(5):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
@@ -190,6 +194,7 @@ class Trainer:
 
 def train(rank: int, plan: Plan, port: int) -> None:
     """The life of one training process, of one thread: until the minutes are used up over all runs together."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(0)
