@@ -12,8 +12,9 @@ import tomllib
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inspectd.errors import ConfigError
@@ -94,6 +95,15 @@ class FolderSource(Strict):
     """The same picture for so long is `frame_frozen`; off by default, since recordings may stand still."""
 
 
+def _frame_size(value: tuple[int, int]) -> tuple[int, int]:
+    if not all(16 <= side <= 16384 for side in value):
+        raise ValueError("expected [width, height], each from 16 to 16384 px")
+    return value
+
+
+FrameSize = Annotated[tuple[int, int], AfterValidator(_frame_size)]
+
+
 class RtspSource(Strict):
     """`kind = "rtsp"`: a network camera, RTSP over TCP."""
 
@@ -105,7 +115,7 @@ class RtspSource(Strict):
     """No frame for this long means the camera is lost."""
     frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
     """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
-    max_size_wh_px: tuple[int, int] = (1920, 1080)
+    max_size_wh_px: FrameSize = (1920, 1080)
     """The largest frame that is taken; the shared memory is sized by it."""
 
     @field_validator("url")
@@ -115,15 +125,35 @@ class RtspSource(Strict):
             raise ValueError("expected rtsp://HOST[:PORT]/PATH")
         return value
 
-    @field_validator("max_size_wh_px")
+
+class MjpegSource(Strict):
+    """`kind = "mjpeg"`: a network camera, MJPEG over HTTP."""
+
+    kind: Literal["mjpeg"]
+    url: str
+    """`http[s]://[user:password@]host[:port]/path`; credentials never reach a log, an event or an error."""
+    open_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    silence_s: float = Field(default=2.0, gt=0.1, le=60)
+    """No frame for this long means the camera is lost."""
+    frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
+    """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
+    max_size_wh_px: FrameSize = (1920, 1080)
+    """The largest frame that is taken; the shared memory is sized by it."""
+
+    @field_validator("url")
     @classmethod
-    def _size(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not all(16 <= side <= 16384 for side in value):
-            raise ValueError("expected [width, height], each from 16 to 16384 px")
+    def _scheme(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            right = False
+        if not right or re.search(r"\s", value):
+            raise ValueError("expected http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH")
         return value
 
 
-Source = Annotated[FileSource | FolderSource | RtspSource, Field(discriminator="kind")]
+Source = Annotated[FileSource | FolderSource | RtspSource | MjpegSource, Field(discriminator="kind")]
 
 
 class TriggerSettings(Strict):

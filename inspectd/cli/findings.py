@@ -21,7 +21,7 @@ from inspectd.errors import ConfigError, InspectdError, SourceError
 from inspectd.inspection import Inspector
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import Frame, PixelsU8
-from inspectd.settings import RtspSource, Settings
+from inspectd.settings import Settings
 from inspectd.sources.base import FrameSource
 from inspectd.sources.open import open_source, probe
 
@@ -172,7 +172,7 @@ def _camera(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> str:
     info = probe(source)
     opened = open_source(source)
     try:
-        frame = _first_frame(opened, source.open_timeout_s if isinstance(source, RtspSource) else 0.0)
+        frame = _first_frame(opened, getattr(source, "open_timeout_s", 0.0))
     finally:
         opened.close()
     if frame.damage is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from inspectd.settings import FileSource, FolderSource, RtspSource, Source
+from inspectd.settings import FileSource, FolderSource, MjpegSource, RtspSource, Source
 from inspectd.sources.base import FrameSource, SourceInfo
 from inspectd.sources.files import Recording
 from inspectd.sources.folders import folder_shots, image_paths, probe_folder
-from inspectd.sources.rtsp import RtspCamera
+from inspectd.sources.live import LiveCamera, Patience
+from inspectd.sources.mjpeg import MjpegConnection
+from inspectd.sources.rtsp import RtspCamera, redact
 from inspectd.sources.videos import probe_video, video_shots
 
 
@@ -21,7 +23,7 @@ def probe(settings: Source) -> SourceInfo:
             return probe_video(settings.path)
         case FolderSource():
             return probe_folder(settings.path, settings.rate_fps)
-        case RtspSource():
+        case RtspSource() | MjpegSource():
             return SourceInfo(size_wh_px=settings.max_size_wh_px)
 
 
@@ -56,3 +58,11 @@ def open_source(settings: Source, *, start_index: int = 0) -> FrameSource:
             )
         case RtspSource():
             return RtspCamera(settings, start_index=start_index)
+        case MjpegSource():
+            return LiveCamera(
+                MjpegConnection(settings),
+                name=redact(settings.url),
+                size_wh_px=settings.max_size_wh_px,
+                patience=Patience(open_s=settings.open_timeout_s, silence_s=settings.silence_s),
+                start_index=start_index,
+            )
