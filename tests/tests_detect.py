@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from inspectd.detect.architecture import Architecture, read_architecture
 from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import VisionTower
-from inspectd.detect.gemm import Precision
+from inspectd.detect.gemm import Precision, has_int8
 from inspectd.detect.identity import Facts
 from inspectd.detect.winclip import Detector, WinclipConfig
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 CPU = torch.device("cpu")
+NEEDS_INT8 = pytest.mark.skipif(not has_int8(), reason="this processor has no VNNI for products of bytes")
 FACTS = Facts(
     detector="winclip",
     backbone="tiny",

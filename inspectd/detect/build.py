@@ -117,7 +117,7 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
         unfit = (*unfit, Precision.INT8)
     if chosen in unfit:
         allowed = ", ".join(member for member in Precision if member not in unfit)
-        raise ConfigError(f"worker.precision {precision!r} is not for a {device.type} device; use {allowed} or auto")
+        raise ConfigError(f"worker.precision {precision!r} is not for this {device.type} device; use {allowed} or auto")
     return chosen
 
 

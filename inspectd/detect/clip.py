@@ -21,6 +21,8 @@ Beat = Callable[[], None]
 
 _ROWS_IN_CACHE = 1024
 """Rows whose hidden layer of the MLP still lies in a CPU's cache; a GPU takes all rows at once."""
+_SHORT = 64
+"""Tokens of a sequence up to which plain products beat torch's fused attention on a CPU: every window's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +137,9 @@ def _by_head(x: Tensor, sequences: int, heads: int) -> Tensor:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not causal:
-        # Less than half the time of torch's fused kernel, which is slow for short sequences of bf16.
+    short = key.shape[2] <= _SHORT or key.dtype == torch.bfloat16
+    if short and query.device.type == "cpu" and not causal:
+        # Less than half the time of torch's fused kernel, which is slow for short sequences and for bf16.
         return torch.matmul(torch.matmul(query, key.transpose(-1, -2)).softmax(dim=-1), value)
     return functional.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=1.0)
 

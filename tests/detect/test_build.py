@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests_detect import some_crops, write_model
 
 from inspectd.detect import build
@@ -95,7 +96,7 @@ def test_settings_reach_the_detector(tmp_path: Path):
     [
         ("[detector]\nscales = [6]", {}, "larger than the model's grid"),
         ('[references]\nfolder = "."\n[detector]\nkind = "clip-ac"', {}, "has no use for them"),
-        ("", {"precision": "fp16"}, "worker.precision 'fp16' is not for a cpu device"),
+        ("", {"precision": "fp16"}, "worker.precision 'fp16' is not for this cpu device"),
         ("", {"precision": "fp8"}, "worker.precision 'fp8': expected fp32"),
     ],
 )
@@ -105,6 +106,13 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, settings: dict, messag
         make(tmp_path, text, **settings)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_8_bits_are_refused_where_their_sums_would_overflow(monkeypatch: pytest.MonkeyPatch):
+    """Without VNNI oneDNN adds products of bytes in 16 bits, and scores would be wrong without a sign of it."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ConfigError, match="'int8' is not for this cpu device; use fp32, bf16 or auto"):
+        build.choose_precision("int8", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "cuda:", "tpu", ""])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests_detect import CPU, model_config, open_tower, some_crops, write_model
+from tests_detect import CPU, NEEDS_INT8, model_config, open_tower, some_crops, write_model
 
 from inspectd.detect import gemm
 from inspectd.detect.architecture import read_architecture
@@ -100,7 +100,7 @@ def test_products_without_onednn_are_the_same(
     """The fall-back where torch has no prepacked layer computes what the prepacked one computes."""
     x, weight, bias = torch.randn(37, 24), torch.randn(40, 24), torch.randn(40)
     found = gemm.linear(weight, bias, precision, activation)(x)
-    monkeypatch.setattr(gemm, "has_prepacked", lambda: False)
+    monkeypatch.setattr(gemm, "has_prepacked", lambda _: False)
     expected = gemm.linear(weight, bias, precision, activation)(x)
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.3}[found.dtype]
     assert found.dtype == gemm.COMPUTE_DTYPE[precision]
@@ -117,10 +117,11 @@ def test_tower_without_onednn_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_p
             return tower.encode(tokens, groups, lambda: None)[0][0]
 
     expected = run(open_tower(*files))
-    monkeypatch.setattr(gemm, "has_prepacked", lambda: False)
+    monkeypatch.setattr(gemm, "has_prepacked", lambda _: False)
     assert run(open_tower(*files)) == pytest.approx(expected, abs=1e-5)
 
 
+@NEEDS_INT8
 @pytest.mark.parametrize("activation", list(Activation))
 def test_product_in_8_bits_is_near(activation: Activation):
     """Rounding rows and weights to 8 bits costs less than 2 % of the result's spread, at ranges of any offset."""
@@ -130,6 +131,7 @@ def test_product_in_8_bits_is_near(activation: Activation):
     assert float((found - expected).square().mean().sqrt()) < 0.02 * float(expected.std())
 
 
+@NEEDS_INT8
 @pytest.mark.parametrize("rows", [torch.zeros(2, 8), torch.full((2, 8), 5.0), torch.full((2, 8), -5.0)])
 def test_product_in_8_bits_takes_rows_without_a_range(rows: torch.Tensor):
     """Rows that are all alike, 0 or on one side of it, are exact to a step."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_detect import small_detector, some_crops
+from tests_detect import NEEDS_INT8, small_detector, some_crops
 
 from inspectd.detect.gemm import Precision
 from inspectd.detect.scoring import FewShotMap
@@ -23,6 +23,7 @@ def corner(*rows_columns: slice) -> np.ndarray:
     return region
 
 
+@NEEDS_INT8
 def test_batch_size_changes_nothing_in_int8(tmp_path: Path):
     """In 8 bits a frame's score is its own too."""
     detector, crops = small_detector(tmp_path, Precision.INT8), some_crops(3)
@@ -175,7 +176,7 @@ def test_clip_ac_sees_the_image_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16, Precision.INT8])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16, pytest.param(Precision.INT8, marks=NEEDS_INT8)])
 @pytest.mark.parametrize("shots", [0, 1])
 def test_scores_that_are_not_finite_are_passed_on(tmp_path: Path, poison: float, precision: Precision, shots: int):
     """A model that breaks gives NaN, never a normal-looking score; 8 bits, which hold no NaN, are no exception."""
@@ -225,7 +226,7 @@ def test_identity_changes_with_the_references(tmp_path: Path):
     assert detector.identity.sha256 == seen[0]
 
 
-@pytest.mark.parametrize("precision", [Precision.BF16, Precision.INT8])
+@pytest.mark.parametrize("precision", [Precision.BF16, pytest.param(Precision.INT8, marks=NEEDS_INT8)])
 def test_lower_precision_stays_near_fp32(tmp_path: Path, precision: Precision):
     """The same crops score within 0.05 of fp32 on these weights, which are far rougher than real ones."""
     exact = small_detector(tmp_path).score(some_crops(3))
