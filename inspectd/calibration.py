@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspectd.errors import CalibrationError, ConfigError
+from inspectd.quality import Look, fault, learn
 from inspectd.recipe import Calibration, Recipe, calibration_path
 from inspectd.records import FailOn, MapF32, ModelIdentity, PixelsU8
 
@@ -40,6 +41,8 @@ class Measured(Protocol):
     def score(self) -> float: ...
     @property
     def finite(self) -> bool: ...
+    @property
+    def look(self) -> Look | None: ...
     @property
     def roi(self) -> NDArray[np.bool_] | None: ...
     def anomaly_map(self) -> MapF32 | None: ...
@@ -61,11 +64,13 @@ class Sample:
 
     `region_peak` is the pixel threshold above which the part surely has no region; `pixels (n,) float32` is an even
     sample of the map inside the region of interest. Both are empty (None, no pixels) for a detector without maps.
+    `look` is how the picture looks, where the recipe wants to know.
     """
 
     score: float
     region_peak: float | None
     pixels: MapF32
+    look: Look | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +121,7 @@ def calibrate(
         bad=found.bad,
         target_false_reject_rate=target_false_reject_rate,
         measured_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        quality=learn([sample.look for sample in good if sample.look]) if recipe.quality.learn else None,
     )
     return calibration, found
 
@@ -256,6 +262,9 @@ def _samples(
             done += 1
             if not measured.finite:
                 raise CalibrationError(f"{kind} sample {done}: its score is not finite")
+            wrong = None if measured.look is None else fault(measured.look, inspector.recipe.quality)
+            if wrong is not None:
+                raise CalibrationError(f"{kind} sample {done}: {wrong} (beyond the recipe's [quality]); leave it out")
             yield sample_of(measured, inspector.recipe)
         progress(done)
 
@@ -268,11 +277,12 @@ def sample_of(measured: Measured, recipe: Recipe) -> Sample:
     """
     anomaly_map = measured.anomaly_map()
     if anomaly_map is None:
-        return Sample(score=measured.score, region_peak=None, pixels=np.empty(0, np.float32))
+        return Sample(score=measured.score, region_peak=None, pixels=np.empty(0, np.float32), look=measured.look)
     inside = anomaly_map.ravel() if measured.roi is None else anomaly_map[measured.roi]
     area = 1 if recipe.filters.close_px > 1 else min(recipe.filters.min_area_px, inside.size)
     peak = float(np.partition(inside, inside.size - area)[inside.size - area])
-    return Sample(score=measured.score, region_peak=peak, pixels=inside[:: max(1, inside.size // _SAMPLED_PX)].copy())
+    pixels = inside[:: max(1, inside.size // _SAMPLED_PX)].copy()
+    return Sample(score=measured.score, region_peak=peak, pixels=pixels, look=measured.look)
 
 
 def _pixel_threshold(good: Sequence[Sample], bad: Sequence[Sample], rate: float, fail_on: FailOn) -> float:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from inspectd.errors import ConfigError, SourceError
 from inspectd.images import bgr_to_rgb, read_image_bgr
-from inspectd.recipe import Recipe
+from inspectd.quality import Look, fault, look
+from inspectd.recipe import QualityLimits, Recipe
 from inspectd.records import Decision, FailOn, Inspection, MapF32, ModelIdentity, PixelsU8, Reason
 from inspectd.regions import Regions, find_regions
 from inspectd.viewport import MaskBool, Viewport, frame_size_error, stitch, viewport
@@ -57,11 +58,13 @@ class CropDetector(Protocol):
 class Crops:
     """What the model needs of one frame, owned: the frame's own memory may be reused.
 
-    `images_rgb` are `(h, w, 3) uint8`, one for each tile of `view`.
+    `images_rgb` are `(h, w, 3) uint8`, one for each tile of `view`. `look` is how the region looks, where
+    the recipe has limits for it.
     """
 
     view: Viewport
     images_rgb: tuple[PixelsU8, ...]
+    look: Look | None
     crop_ms: float
 
 
@@ -70,6 +73,7 @@ class Measurement:
     """The model's word on one frame before any threshold: scores and maps of its tiles."""
 
     view: Viewport
+    look: Look | None
     scores: tuple[float, ...]
     grid_maps: tuple[MapF32 | None, ...]
 
@@ -165,8 +169,10 @@ class Inspector:
         if pixels_bgr.ndim != 3 or pixels_bgr.shape[2] != 3 or pixels_bgr.dtype != np.uint8:
             raise SourceError(f"a frame is {pixels_bgr.shape} {pixels_bgr.dtype}, expected (H, W, 3) uint8 BGR")
         view = self._viewport((pixels_bgr.shape[1], pixels_bgr.shape[0]))
-        images = tuple(view.tiles_of(bgr_to_rgb(view.box(pixels_bgr))))
-        return Crops(view=view, images_rgb=images, crop_ms=_ms_since(start_ns))
+        box = view.box(pixels_bgr)
+        images = tuple(view.tiles_of(bgr_to_rgb(box)))
+        seen = look(box, view.roi) if self._recipe.quality.wanted else None
+        return Crops(view=view, images_rgb=images, look=seen, crop_ms=_ms_since(start_ns))
 
     def inspect(self, frames_bgr: Sequence[PixelsU8]) -> list[Inspection]:
         """Inspects frames `(H, W, 3) uint8` BGR, in their order, alike at any batch size.
@@ -178,18 +184,22 @@ class Inspector:
         return self.inspect_crops([self.crop(pixels_bgr) for pixels_bgr in frames_bgr])
 
     def inspect_crops(self, crops: Sequence[Crops]) -> list[Inspection]:
-        """Inspects what `crop` made of frames, in their order.
+        """Inspects what `crop` made of frames, in their order. A picture that is not one to judge is never scored.
 
         Raises:
             ConfigError: the recipe has no thresholds.
         """
         threshold, pixel_threshold = self._recipe.threshold, self._recipe.pixel_threshold
+        limits = self._recipe.quality_limits
+        poor = [_poor(frame, limits, threshold) for frame in crops]
+        usable = [frame for frame, refused in zip(crops, poor, strict=True) if refused is None]
         start_ns = perf_counter_ns()
-        measured = self.measure(crops, localise_from=threshold)
+        measured = iter(self.measure(usable, localise_from=threshold) if usable else [])
         infer_ms = _ms_since(start_ns)
         return [
-            self._inspection(one, threshold, pixel_threshold, crop_ms=frame.crop_ms, infer_ms=infer_ms)
-            for frame, one in zip(crops, measured, strict=True)
+            refused
+            or self._inspection(next(measured), threshold, pixel_threshold, crop_ms=frame.crop_ms, infer_ms=infer_ms)
+            for frame, refused in zip(crops, poor, strict=True)
         ]
 
     def measure(self, crops: Sequence[Crops], *, localise_from: float | None = None) -> list[Measurement]:
@@ -205,7 +215,7 @@ class Inspector:
         for frame in crops:
             own = [next(scored) for _ in frame.view.tiles]
             scores, maps = tuple(one.score for one in own), tuple(one.map for one in own)
-            measured.append(Measurement(view=frame.view, scores=scores, grid_maps=maps))
+            measured.append(Measurement(view=frame.view, look=frame.look, scores=scores, grid_maps=maps))
         return measured
 
     def measure_frames(self, frames_bgr: Sequence[PixelsU8]) -> list[Measurement]:
@@ -273,6 +283,21 @@ class Inspector:
             return self.crop(read_image_bgr(path)).images_rgb
         except SourceError as error:
             raise ConfigError(f"{path}: references.folder: {error}") from error
+
+
+def _poor(frame: Crops, limits: QualityLimits, threshold: float) -> Inspection | None:
+    """The word on a picture that is not one to judge; None for one that is."""
+    detail = None if frame.look is None else fault(frame.look, limits)
+    if detail is None:
+        return None
+    return Inspection(
+        decision=Decision.ERROR,
+        reason=Reason.FRAME_QUALITY,
+        detail=detail,
+        score=None,
+        threshold=threshold,
+        crop_ms=frame.crop_ms,
+    )
 
 
 def _ms_since(start_ns: int) -> float:

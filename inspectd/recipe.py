@@ -113,6 +113,36 @@ class Filters(Strict):
     """Diameter of the morphological closing, which joins neighbours; 0: none."""
 
 
+class QualityLimits(Strict):
+    """What a usable picture is, measured in the region of interest. None switches a limit off."""
+
+    min_brightness: float | None = Field(default=None, ge=0, le=255)
+    """The darkest mean grey level."""
+    max_brightness: float | None = Field(default=None, ge=0, le=255)
+    """The brightest mean grey level."""
+    max_clipped_share: float | None = Field(default=None, ge=0, le=1)
+    """The largest share of pixels at 254 grey levels or more."""
+    min_sharpness: float | None = Field(default=None, ge=0)
+    """The smallest variance of the Laplacian of the grey picture, in squared grey levels."""
+
+    @property
+    def stated(self) -> dict[str, float]:
+        """The limits that are on."""
+        return self.model_dump(include=set(QualityLimits.model_fields), exclude_none=True)
+
+
+class Quality(QualityLimits):
+    """`[quality]`: a frame beyond these limits is `error/frame_quality`, whatever the model would say of it."""
+
+    learn: bool = False
+    """Limits that are not stated are measured by `inspectd calibrate` on the good parts."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to measure a picture for."""
+        return self.learn or bool(self.stated)
+
+
 class Calibration(Strict):
     """`NAME.calibration.json`: thresholds with the identity of the model that they were measured with."""
 
@@ -123,6 +153,8 @@ class Calibration(Strict):
     bad: int = Field(ge=0)
     target_false_reject_rate: float = Field(ge=0, le=1)
     measured_utc: str
+    quality: QualityLimits | None = None
+    """Learnt from the good parts, where `quality.learn` asks for it."""
 
 
 class RecipeFile(Strict):
@@ -138,6 +170,7 @@ class RecipeFile(Strict):
     region: RegionOfInterest | None = None
     tiling: Tiling | None = None
     filters: Filters = Filters()
+    quality: Quality = Quality()
     deadline_ms: float = Field(default=500.0, gt=0, le=600_000)
     """A verdict must be out so long after the frame's arrival (or the trigger's request)."""
 
@@ -151,6 +184,8 @@ class RecipeFile(Strict):
                 f'detector.mode = "{self.detector.mode}" needs a zero-shot recipe with decision.fail_on = "score"; '
                 'otherwise use "full"'
             )
+        if self.quality.learn and self.decision.threshold is not None:
+            raise ValueError("quality.learn: nothing is measured where decision.threshold is stated; state limits too")
         if self.detector.kind == "clip-ac" and self.decision.fail_on is not FailOn.SCORE:
             raise ValueError('detector.kind = "clip-ac" gives no regions; decision.fail_on must be "score"')
         return self
@@ -191,6 +226,22 @@ class Recipe(RecipeFile):
             ConfigError: the recipe has none.
         """
         return self._threshold("pixel_threshold")
+
+    @cached_property
+    def quality_limits(self) -> QualityLimits:
+        """What a usable picture is: the limits stated, and the learnt ones where none is stated.
+
+        Raises:
+            ConfigError: the recipe wants limits that nobody has measured.
+        """
+        if not self.quality.learn:
+            return QualityLimits(**self.quality.stated)
+        if self.calibration is None or self.calibration.quality is None:
+            raise ConfigError(
+                f"{self.path}: quality.learn: {calibration_path(self.path).name} holds no limits; run `inspectd "
+                f"calibrate`, or state limits here and learn = false"
+            )
+        return QualityLimits(**self.calibration.quality.stated | self.quality.stated)
 
     @cached_property
     def reference_paths(self) -> tuple[Path, ...]:
@@ -272,7 +323,7 @@ def load_recipe(path: Path, *, require_thresholds: bool = True) -> Recipe:
         calibration=calibration,
     )
     if require_thresholds:
-        _ = recipe.threshold, recipe.pixel_threshold
+        _ = recipe.threshold, recipe.pixel_threshold, recipe.quality_limits
     return recipe
 
 

@@ -161,7 +161,8 @@ class Inspection:
 
     `score` is None where no finite score exists (then `decision` is `error`). `anomaly_map` is the map over the
     bounding box of the region of interest at `map_origin_xy_px`, `(h, w) float32`, kept only where it was asked for.
-    `infer_ms` is the time of the batch that the frame was in; `crop_ms` and `post_ms` are the frame's own.
+    `infer_ms` is the time of the batch that the frame was in; `crop_ms` and `post_ms` are the frame's own. `detail` is
+    for people: more on an `error` than its reason says.
     """
 
     decision: Decision
@@ -176,6 +177,7 @@ class Inspection:
     crop_ms: float = 0.0
     infer_ms: float = 0.0
     post_ms: float = 0.0
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
-
 from inspectd.detect.build import build_detector
 from inspectd.detect.weights import find
 from inspectd.errors import ConfigError, InspectdError, SourceError
 from inspectd.inspection import Inspector
+from inspectd.quality import look as look_at
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import Frame, PixelsU8
 from inspectd.settings import Settings
@@ -178,12 +177,12 @@ def _camera(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> str:
     if frame.damage is not None:
         raise SourceError(f"camera {name}: its first frame is damaged: {frame.damage}")
     frames[name] = frame.pixels_bgr
-    grey = cv2.cvtColor(frame.pixels_bgr, cv2.COLOR_BGR2GRAY)
-    height, width = grey.shape
+    seen = look_at(frame.pixels_bgr)
+    height, width = frame.pixels_bgr.shape[:2]
     rate = f" at {info.fps:.4g} fps" if info.fps else ""
     length = f", {info.frames} frames" if info.frames else ""
-    sharpness = cv2.Laplacian(grey, cv2.CV_16S).var()
-    return f"{source.kind} {width}x{height}{rate}{length}; brightness {grey.mean():.0f}, sharpness {sharpness:.0f}"
+    light = f"brightness {seen.brightness:.0f}, sharpness {seen.sharpness:.0f}"
+    return f"{source.kind} {width}x{height}{rate}{length}; {light}"
 
 
 def _first_frame(source: FrameSource, open_timeout_s: float) -> Frame:

@@ -15,7 +15,7 @@ from inspectd.errors import ConfigError, ExitCode, SourceError
 if TYPE_CHECKING:
     from inspectd.calibration import Thresholds
     from inspectd.inspection import Inspector
-    from inspectd.recipe import Recipe
+    from inspectd.recipe import Calibration, Recipe
     from inspectd.records import PixelsU8
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's TOML file.")]
@@ -65,7 +65,7 @@ def calibrate(
             progress=lambda done: status.update(f"measuring: {done} parts"),
         )
     path = write_calibration(recipe, calibration)
-    _show(found, target_false_reject_rate)
+    _show(found, calibration, target_false_reject_rate)
     typer.echo(f"written to {path}")
 
 
@@ -168,7 +168,7 @@ def _frames(paths: list[Path], recipe: Recipe, *, presence: bool) -> Iterator[Pi
             yield frame.pixels_bgr
 
 
-def _show(found: Thresholds, target: float) -> None:
+def _show(found: Thresholds, calibration: Calibration, target: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -181,4 +181,6 @@ def _show(found: Thresholds, target: float) -> None:
     if found.escape_rate is not None and found.escape_bound is not None and found.auroc is not None:
         table.add_row("escapes among the bad", f"{found.escape_rate:.2%} (up to {found.escape_bound:.2%} at 95 %)")
         table.add_row("image AUROC", f"{found.auroc:.4f}")
+    for key, limit in (calibration.quality.stated if calibration.quality is not None else {}).items():
+        table.add_row(f"quality.{key}, learnt", f"{limit:g}")
     Console().print(table)

@@ -7,26 +7,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from inspectd.quality import fault, look
+from inspectd.recipe import QualityLimits, Recipe
 from inspectd.records import Frame, PixelsU8, Reason
+from inspectd.viewport import box_of, frame_size_error, polygon_mask
 
 SAMPLE_PX = 16
 """Every so manieth pixel each way is compared first: a moving picture shows there at once."""
-LOOK_PX = 320
-"""Brightness is judged on a picture of about this width."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QualityLimits:
-    """What a usable picture is. None switches a limit off."""
-
-    min_brightness: float | None = None
-    """The darkest mean grey level, 0 to 255."""
-    max_brightness: float | None = None
-    """The brightest mean grey level, 0 to 255."""
-    max_clipped_share: float | None = None
-    """The largest share of pixels at 254 grey levels or more."""
-    min_sharpness: float | None = None
-    """The smallest variance of the Laplacian of the grey picture, in squared grey levels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +25,26 @@ class Refusal:
 
 
 class Frozen:
-    """Notices a camera that gives the same picture again and again: bit-identical for `frozen_after_s` of capture time.
+    """Notices a camera that gives the same picture again and again, for `frozen_after_s` of capture time.
 
-    Live pictures differ by their noise. A single repeat is not yet a fault: cameras double frames.
+    Live pictures differ by their noise. A single repeat is not yet a fault: cameras double frames. Every picture is held
+    against the one that the freeze began with, so that a scene that changes slowly is alive. A connection that was lost
+    and comes back with the same picture to the bit is still frozen.
+
+    Args:
+        frozen_after_s: how long a picture may stand.
+        tolerance_levels: no pixel of a frozen picture differs by more grey levels; 0: equal to the bit.
     """
 
-    def __init__(self, frozen_after_s: float) -> None:
+    def __init__(self, frozen_after_s: float, *, tolerance_levels: int = 0) -> None:
         self._frozen_after_s = frozen_after_s
+        self._tolerance_levels = tolerance_levels
         self._still: PixelsU8 | None = None
         self._since_ns = 0
 
     def feed(self, frame: Frame) -> Refusal | None:
         """Takes every frame of the source, in order. Keeps the last new picture, so it must not be overwritten."""
-        if self._still is None or not same_pixels(self._still, frame.pixels_bgr):
+        if self._still is None or not same_pixels(self._still, frame.pixels_bgr, self._tolerance_levels):
             self._still, self._since_ns = frame.pixels_bgr, frame.captured_ns
             return None
         still_s = (frame.captured_ns - self._since_ns) / 1e9
@@ -58,45 +52,65 @@ class Frozen:
             return None
         return Refusal(reason=Reason.FRAME_FROZEN, detail=f"the same picture for {still_s:.1f} s")
 
-    def reset(self) -> None:
-        """The source was opened anew."""
-        self._still = None
+
+class Light:
+    """Whether parts can be seen at all by the light that the recipe's own words ask for.
+
+    For frames between the parts, of which `presence` makes no verdict: learnt limits and sharpness are about parts, and
+    an empty belt may be another picture.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._limits = QualityLimits(**recipe.quality.stated).model_copy(update={"min_sharpness": None})
+        region = recipe.region  # its box is the same in frames of every size
+        self._roi = None if region is None else polygon_mask(region.polygon_px, box_of(recipe, (0, 0)))
+
+    def fails(self, pixels_bgr: PixelsU8) -> bool:
+        """Whether a frame `(H, W, 3) uint8` is beyond the limits."""
+        size_wh_px = (pixels_bgr.shape[1], pixels_bgr.shape[0])
+        if not self._limits.stated or frame_size_error(self._recipe, size_wh_px) is not None:
+            return False
+        x, y, w, h = box_of(self._recipe, size_wh_px)
+        return fault(look(pixels_bgr[y : y + h, x : x + w], self._roi), self._limits) is not None
 
 
-def same_pixels(left: PixelsU8, right: PixelsU8) -> bool:
-    """Whether two pictures are equal to the bit. A sample is compared first, since most pictures differ."""
+class Lasting:
+    """Tells of a thing that lasts at its beginning and then every so often.
+
+    >>> blind = Lasting(1.0)
+    >>> [blind.due(True, now_s * 10**9) for now_s in (0, 0.5, 1.2, 1.9)], blind.due(False, 2 * 10**9)
+    ([True, False, True, False], False)
+    """
+
+    def __init__(self, again_s: float) -> None:
+        self._again_ns = round(again_s * 1e9)
+        self._due_ns: float | None = None
+
+    def due(self, lasts: bool, now_ns: float) -> bool:
+        """Whether to tell of it now."""
+        if not lasts:
+            self._due_ns = None
+            return False
+        if self._due_ns is not None and now_ns < self._due_ns:
+            return False
+        self._due_ns = now_ns + self._again_ns
+        return True
+
+
+def same_pixels(left: PixelsU8, right: PixelsU8, tolerance_levels: int = 0) -> bool:
+    """Whether no value of two pictures differs by more than that. A sample comes first, since most pictures differ."""
     if left.shape != right.shape:
         return False
     sample = np.s_[SAMPLE_PX // 2 :: SAMPLE_PX, SAMPLE_PX // 2 :: SAMPLE_PX]
-    return bool(np.array_equal(left[sample], right[sample]) and np.array_equal(left, right))
+    return _differ(left[sample], right[sample]) <= tolerance_levels and _differ(left, right) <= tolerance_levels
+
+
+def _differ(left: PixelsU8, right: PixelsU8) -> float:
+    """The largest difference of two pictures in grey levels."""
+    return cv2.norm(left, right, cv2.NORM_INF) if left.size else 0.0
 
 
 def refuse_damaged(frame: Frame) -> Refusal | None:
     """Decode damage makes a frame worthless, however good it looks."""
     return None if frame.damage is None else Refusal(reason=Reason.FRAME_CORRUPT, detail=frame.damage)
-
-
-def refuse_poor(frame: Frame, limits: QualityLimits) -> Refusal | None:
-    """Holds a frame against the limits of brightness, clipping and sharpness."""
-    if limits == QualityLimits():
-        return None
-    detail = _poor(frame.pixels_bgr, limits)
-    return None if detail is None else Refusal(reason=Reason.FRAME_QUALITY, detail=detail)
-
-
-def _poor(pixels_bgr: PixelsU8, limits: QualityLimits) -> str | None:
-    grey = cv2.cvtColor(pixels_bgr, cv2.COLOR_BGR2GRAY)
-    step = max(1, grey.shape[1] // LOOK_PX)
-    sample = grey[::step, ::step]
-    brightness, clipped = float(sample.mean()), float((sample >= 254).mean())
-    if limits.min_brightness is not None and brightness < limits.min_brightness:
-        return f"too dark: mean {brightness:.1f}, at least {limits.min_brightness:g}"
-    if limits.max_brightness is not None and brightness > limits.max_brightness:
-        return f"too bright: mean {brightness:.1f}, at most {limits.max_brightness:g}"
-    if limits.max_clipped_share is not None and clipped > limits.max_clipped_share:
-        return f"overexposed: {clipped:.1%} clipped, at most {limits.max_clipped_share:.1%}"
-    if limits.min_sharpness is not None:
-        sharpness = float(cv2.Laplacian(grey, cv2.CV_16S).var())
-        if sharpness < limits.min_sharpness:
-            return f"blurred: sharpness {sharpness:.1f}, at least {limits.min_sharpness:g}"
-    return None
