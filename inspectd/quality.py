@@ -89,7 +89,7 @@ def _bands(height_px: int) -> list[slice]:
     """
     if height_px < BAND_PX:
         return [slice(0, height_px)]
-    period = max(BAND_PX, height_px // BANDS)
+    period = max(BAND_PX, -(-height_px // BANDS))
     return [slice(top, top + BAND_PX) for top in range(0, height_px - BAND_PX + 1, period)]
 
 

@@ -190,6 +190,9 @@ class Camera(Strict):
     recipe: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """The name of a file `NAME.toml` in `recipes_dir`."""
     trigger: TriggerSettings = TriggerSettings()
+    frozen_tolerance_levels: int = Field(default=0, ge=0, le=64)
+    """With `frozen_after_s`: a picture no pixel of which differs by more grey levels from the one that the freeze began
+    with is the same. 0: equal to the bit; above the sensor's noise living pictures would be taken for frozen."""
     slots: int = Field(default=8, ge=2, le=256)
     """Frames that may wait in shared memory."""
 

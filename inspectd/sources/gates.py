@@ -9,11 +9,13 @@ import numpy as np
 
 from inspectd.quality import fault, look
 from inspectd.recipe import QualityLimits, Recipe
-from inspectd.records import Frame, PixelsU8, Reason
+from inspectd.records import Frame, PixelsU8, Reason, TriggerKind
+from inspectd.settings import Camera
 from inspectd.viewport import box_of, frame_size_error, polygon_mask
 
 SAMPLE_PX = 16
 """Every so manieth pixel each way is compared first: a moving picture shows there at once."""
+BLIND_AGAIN_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +29,9 @@ class Refusal:
 class Frozen:
     """Notices a camera that gives the same picture again and again, for `frozen_after_s` of capture time.
 
-    Live pictures differ by their noise. A single repeat is not yet a fault: cameras double frames. Every picture is held
-    against the one that the freeze began with, so that a scene that changes slowly is alive. A connection that was lost
-    and comes back with the same picture to the bit is still frozen.
+    Live pictures differ by their noise. A single repeat is not yet a fault: cameras double frames. Every picture is
+    held against the one that the freeze began with, so that a scene that changes slowly is alive. A connection that
+    was lost and comes back with the same picture is still frozen.
 
     Args:
         frozen_after_s: how long a picture may stand.
@@ -75,27 +77,56 @@ class Light:
         return fault(look(pixels_bgr[y : y + h, x : x + w], self._roi), self._limits) is not None
 
 
-class Lasting:
-    """Tells of a thing that lasts at its beginning and then every so often.
+class Gates:
+    """The gates of one camera. Every frame is fed, in order; of those to be inspected each is asked about once.
 
-    >>> blind = Lasting(1.0)
-    >>> [blind.due(True, now_s * 10**9) for now_s in (0, 0.5, 1.2, 1.9)], blind.due(False, 2 * 10**9)
-    ([True, False, True, False], False)
+    Args:
+        slot_bytes: the largest frame that the ring takes.
+        inspected: the picture that was inspected last, before this process; None: not known.
     """
 
-    def __init__(self, again_s: float) -> None:
-        self._again_ns = round(again_s * 1e9)
-        self._due_ns: float | None = None
+    def __init__(self, camera: Camera, recipe: Recipe, *, slot_bytes: int, inspected: PixelsU8 | None = None) -> None:
+        after_s = camera.source.frozen_after_s
+        tolerance = camera.frozen_tolerance_levels
+        self._frozen = None if after_s is None else Frozen(after_s, tolerance_levels=tolerance)
+        self._part_by_part = TriggerKind(camera.trigger.kind) is not TriggerKind.CONTINUOUS
+        self._slot_bytes = slot_bytes
+        self._inspected = inspected
+        self._light = Light(recipe)
+        self._is_frozen = False
+        self._unseen_due_ns = 0
 
-    def due(self, lasts: bool, now_ns: float) -> bool:
-        """Whether to tell of it now."""
-        if not lasts:
-            self._due_ns = None
+    def feed(self, frame: Frame) -> None:
+        """Takes every frame of the source, inspected or not."""
+        self._is_frozen = self._frozen is not None and self._frozen.feed(frame) is not None
+
+    def refuse(self, frame: Frame) -> Reason | None:
+        """Why the frame just fed is an error already; None for one worth a look."""
+        damaged = refuse_damaged(frame)
+        if damaged is not None:
+            return damaged.reason
+        if frame.pixels_bgr.nbytes > self._slot_bytes:
+            return Reason.FRAME_CORRUPT
+        return Reason.FRAME_FROZEN if self._is_frozen or self._is_repeated(frame) else None
+
+    def blind(self, frame: Frame) -> bool:
+        """Whether no part could be seen in the frame just fed: the picture stands still, or is too dark or bright."""
+        return frame.damage is None and (self._is_frozen or self._light.fails(frame.pixels_bgr))
+
+    def tell_blind(self, frame: Frame) -> bool:
+        """Whether a blind frame is one to answer with an error: the first of a run, then one a second."""
+        if frame.captured_ns < self._unseen_due_ns:
             return False
-        if self._due_ns is not None and now_ns < self._due_ns:
-            return False
-        self._due_ns = now_ns + self._again_ns
+        self._unseen_due_ns = frame.captured_ns + BLIND_AGAIN_NS
         return True
+
+    def _is_repeated(self, frame: Frame) -> bool:
+        """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ."""
+        if self._frozen is None or not self._part_by_part:
+            return False
+        repeated = self._inspected is not None and same_pixels(self._inspected, frame.pixels_bgr)
+        self._inspected = frame.pixels_bgr
+        return repeated
 
 
 def same_pixels(left: PixelsU8, right: PixelsU8, tolerance_levels: int = 0) -> bool:

@@ -18,7 +18,7 @@ from inspectd.records import CameraState, Frame, PixelsU8, Reason, TriggerKind
 from inspectd.settings import FileSource, FolderSource
 from inspectd.sources import triggers
 from inspectd.sources.base import EndOfSource, FrameSource
-from inspectd.sources.gates import Frozen, refuse_damaged, same_pixels
+from inspectd.sources.gates import Gates
 from inspectd.sources.open import open_source
 from inspectd.sources.timing import Backoff
 from inspectd.stages.lifecycle import Life
@@ -65,10 +65,9 @@ class Capture:
             every_nth=self._camera.trigger.every_nth, max_fps=self._camera.trigger.max_fps
         )
         self._presence: triggers.Presence | None = None
-        frozen_after_s = self._camera.source.frozen_after_s
-        self._frozen = None if frozen_after_s is None else Frozen(frozen_after_s)
-        self._is_frozen = False
-        self._inspected: PixelsU8 | None = None
+        self._gates = Gates(
+            self._camera, self._recipe, slot_bytes=self._ring.slot_bytes, inspected=self._last_inspected()
+        )
         self._requests = self._left_requests()
         self._trigger_ids = self._left_trigger_ids()
         self._backoff = Backoff()
@@ -179,11 +178,18 @@ class Capture:
             self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
             time.sleep(READ_S)
 
+    def _last_inspected(self) -> PixelsU8 | None:
+        """The picture that was accepted last, where its slot still holds it: a new generation must know a repeat."""
+        row = self._view.row(self._view.high_water)
+        if row is None or row.slot < 0:
+            return None
+        return self._ring.read(row.slot, row.slot_generation, row.height_px, row.width_px)
+
     # -- frames -----------------------------------------------------------------------------------------------------
 
     def _consider(self, frame: Frame) -> None:
         """Decides whether a frame is one to inspect."""
-        self._is_frozen = self._frozen is not None and self._frozen.feed(frame) is not None
+        self._gates.feed(frame)
         if frame.damage is not None:
             self._view.frames_damaged += 1
         if not self._accepting():
@@ -197,7 +203,11 @@ class Capture:
             self._inspect(frame)
 
     def _watch_for_parts(self, frame: Frame) -> None:
-        """One inspection for each part, and one error for each run of damage: a part may have passed in it unseen."""
+        """One inspection for each part, and errors while no part could be seen: one may have passed."""
+        if self._gates.blind(frame):
+            if self._gates.tell_blind(frame):
+                self._inspect(frame)
+            return
         if self._presence is None:
             self._presence = self._new_presence(frame)
         for part in self._presence.feed(frame):
@@ -214,7 +224,7 @@ class Capture:
 
     def _inspect(self, frame: Frame) -> None:
         """Accepts a frame with its pixels, or as an error where a gate says so or the ring is full."""
-        gate = self._gate(frame)
+        gate = self._gates.refuse(frame)
         slot = None if gate is Reason.FRAME_CORRUPT else self._slot()
         if slot is None and gate is None:
             if self._camera.trigger.when_full == "skip" and self._kind is TriggerKind.CONTINUOUS:
@@ -222,23 +232,6 @@ class Capture:
                 return
             gate = Reason.OVERLOAD
         self._accept(self._row(frame, gate=gate), frame, slot)
-
-    def _gate(self, frame: Frame) -> Reason | None:
-        """The gates before the model: why a frame is an error already, None for a frame worth a look."""
-        damaged = refuse_damaged(frame)
-        if damaged is not None:
-            return damaged.reason
-        if frame.pixels_bgr.nbytes > self._ring.slot_bytes:
-            return Reason.FRAME_CORRUPT
-        return Reason.FRAME_FROZEN if self._is_frozen or self._is_repeated(frame) else None
-
-    def _is_repeated(self, frame: Frame) -> bool:
-        """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ."""
-        if self._frozen is None or self._kind is TriggerKind.CONTINUOUS:
-            return False
-        repeated = self._inspected is not None and same_pixels(self._inspected, frame.pixels_bgr)
-        self._inspected = frame.pixels_bgr
-        return repeated
 
     def _slot(self) -> int | None:
         """A free slot; a recording that is read as fast as possible waits for one."""
@@ -351,7 +344,9 @@ class Capture:
     def _serve_requests(self, frame: Frame) -> None:
         """Gives the first frame exposed after its arrival to every trigger that waits."""
         ready = [request for request in self._requests if frame.captured_ns > request.arrived_ns]
-        gate = self._gate(frame) if ready else None  # once: two triggers may share a frame, that is no repeated picture
+        gate = (
+            self._gates.refuse(frame) if ready else None
+        )  # once: two triggers may share a frame, that is no repeated picture
         for request in ready:
             self._requests.remove(request)
             slot = None if gate is not None else self._slot()

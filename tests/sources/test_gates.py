@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from clips import numbered
+from tests_inspection import bright_recipe
 
 from inspectd.records import Frame, PixelsU8, Reason
-from inspectd.sources.gates import Frozen, QualityLimits, refuse_damaged, refuse_poor, same_pixels
+from inspectd.settings import Camera
+from inspectd.sources.gates import Frozen, Gates, refuse_damaged, same_pixels
 
 
 def frame(pixels_bgr: PixelsU8, at_s: float = 0.0, damage: str | None = None) -> Frame:
@@ -33,12 +38,29 @@ def test_one_pixel_of_noise_is_life() -> None:
         assert gate.feed(frame(pixels, at_s=step / 4)) is None
 
 
-def test_reset_forgets_the_picture() -> None:
-    """After a reconnect the first picture is new, even if it looks like the last."""
+def test_noise_within_the_tolerance_is_no_life() -> None:
+    """A picture sent anew by a recorder differs a little everywhere; asked to, the gate takes it for the same."""
+    rng = np.random.default_rng(1)
+    exact, near = Frozen(0.5), Frozen(0.5, tolerance_levels=3)
+    told = []
+    for step in range(6):
+        pixels = numbered(1).clip(3, 252) + rng.integers(-1, 2, numbered(1).shape, dtype=np.int8)
+        told.append([gate.feed(frame(pixels.astype(np.uint8), at_s=step / 4)) is not None for gate in (exact, near)])
+    assert told == [[False, step >= 2] for step in range(6)]
+
+
+def test_slow_change_is_no_freeze() -> None:
+    """Steps within the tolerance add up: each picture is held against the one that the freeze began with."""
+    gate = Frozen(2.0, tolerance_levels=3)
+    told = [gate.feed(frame(np.full((40, 60, 3), 100 + step, np.uint8), at_s=step / 2)) for step in range(40)]
+    assert told == [None] * 40
+
+
+def test_picture_that_stood_before_a_reconnect_is_still_frozen() -> None:
+    """Nothing is forgotten while the camera was away: the same picture again is no new one."""
     gate = Frozen(0.5)
     gate.feed(frame(numbered(1), at_s=0))
-    gate.reset()
-    assert gate.feed(frame(numbered(1), at_s=9)) is None
+    assert gate.feed(frame(numbered(1).copy(), at_s=9)) is not None
 
 
 def test_change_of_size_is_another_picture() -> None:
@@ -55,25 +77,55 @@ def test_damage_is_refused_by_name() -> None:
     assert refuse_damaged(frame(numbered(1))) is None
 
 
-SHARP = numbered(1, (320, 192))
-POOR = [
-    (np.zeros((96, 160, 3), np.uint8), QualityLimits(min_brightness=10), "too dark"),
-    (np.full((96, 160, 3), 250, np.uint8), QualityLimits(max_brightness=240), "too bright"),
-    (np.full((96, 160, 3), 255, np.uint8), QualityLimits(max_clipped_share=0.2), "overexposed"),
-    (np.full((96, 160, 3), 90, np.uint8), QualityLimits(min_sharpness=5), "blurred"),
-]
+def gates_of(tmp_path: Path, trigger: str, recipe: str = "", **more: Any) -> Gates:
+    source = {"kind": "file", "path": "clip.mp4", "frozen_after_s": 1}
+    camera = Camera(source=source, recipe="part", trigger={"kind": trigger})
+    return Gates(camera, bright_recipe(tmp_path, recipe), slot_bytes=more.pop("slot_bytes", 1 << 20), **more)
 
 
-@pytest.mark.parametrize(("pixels", "limits", "word"), POOR, ids=[word for _, _, word in POOR])
-def test_poor_picture_is_refused_for_what_it_is(pixels: PixelsU8, limits: QualityLimits, word: str) -> None:
-    """Each limit refuses its own fault and passes a usable picture."""
-    refusal = refuse_poor(frame(pixels), limits)
-    assert refusal is not None
-    assert refusal.reason is Reason.FRAME_QUALITY
-    assert refusal.detail.startswith(word)
-    assert refuse_poor(frame(SHARP), limits) is None
+def refused(gates: Gates, pixels_bgr: PixelsU8, at_s: float = 0.0) -> Reason | None:
+    shown = frame(pixels_bgr, at_s)
+    gates.feed(shown)
+    return gates.refuse(shown)
 
 
-def test_no_limits_refuse_nothing() -> None:
-    """Limits are off unless somebody sets them."""
-    assert refuse_poor(frame(np.zeros((8, 8, 3), np.uint8)), QualityLimits()) is None
+@pytest.mark.parametrize("trigger", ["external", "presence"])
+def test_repeat_of_the_last_part_is_frozen_at_once(tmp_path: Path, trigger: str) -> None:
+    """Two parts never give the same picture to the bit, however soon they come."""
+    gates = gates_of(tmp_path, trigger)
+    told = [refused(gates, numbered(number), at_s=index / 100) for index, number in enumerate([1, 2, 2, 3])]
+    assert told == [None, None, Reason.FRAME_FROZEN, None]
+
+
+def test_repeat_is_known_to_a_new_capture(tmp_path: Path) -> None:
+    """What the last process inspected counts too."""
+    assert refused(gates_of(tmp_path, "external", inspected=numbered(1)), numbered(1)) is Reason.FRAME_FROZEN
+
+
+def test_continuous_frames_may_repeat_for_a_while(tmp_path: Path) -> None:
+    """A camera doubles frames; only a picture that stands is frozen, until the next one."""
+    gates = gates_of(tmp_path, "continuous")
+    told = [refused(gates, numbered(number), at_s=at_s) for number, at_s in [(1, 0), (1, 0.5), (1, 1.0), (2, 1.5)]]
+    assert told == [None, None, Reason.FRAME_FROZEN, None]
+
+
+def test_frame_larger_than_the_ring_is_corrupt(tmp_path: Path) -> None:
+    """A camera that changed its size is not cut to fit."""
+    assert refused(gates_of(tmp_path, "continuous", slot_bytes=100), numbered(1)) is Reason.FRAME_CORRUPT
+
+
+@pytest.mark.parametrize(
+    ("pixels", "blind"), [(np.zeros((40, 60, 3), np.uint8), True), (np.full((40, 60, 3), 90, np.uint8), False)]
+)
+def test_no_part_is_seen_in_the_dark(tmp_path: Path, pixels: PixelsU8, blind: bool) -> None:
+    """Between the parts the stated light counts, not the sharpness: an empty belt may be smooth."""
+    gates = gates_of(tmp_path, "presence", "[quality]\nmin_brightness = 20\nmin_sharpness = 50")
+    gates.feed(frame(pixels))
+    assert gates.blind(frame(pixels)) == blind
+
+
+def test_blindness_is_told_at_once_and_every_second(tmp_path: Path) -> None:
+    """One error for each second in which a part may have passed unseen."""
+    gates = gates_of(tmp_path, "presence")
+    told = [gates.tell_blind(frame(numbered(1), at_s=at_s)) for at_s in (5.0, 5.5, 6.0, 6.5, 7.5)]
+    assert told == [True, False, True, False, True]
