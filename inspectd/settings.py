@@ -153,7 +153,29 @@ class MjpegSource(Strict):
         return value
 
 
-Source = Annotated[FileSource | FolderSource | RtspSource | MjpegSource, Field(discriminator="kind")]
+class DropSource(Strict):
+    """`kind = "drop"`: a folder that somebody else fills; each image is inspected once, when it is whole."""
+
+    kind: Literal["drop"]
+    path: Path
+    max_size_wh_px: FrameSize = (1920, 1080)
+    """The largest image that is taken; the shared memory is sized by it."""
+    settle_s: float = Field(default=0.2, ge=0.02, le=60)
+    """A file is looked at when its size and time have not changed for so long."""
+    unreadable_after_s: float = Field(default=10.0, gt=0, le=3600)
+    """A file that cannot be read so long after its last change is `error/frame_corrupt`."""
+    frozen_after_s: float | None = Field(default=None, gt=0, le=3600)
+    """The same picture for so long is `frame_frozen`; off by default, since parts may look alike to the bit."""
+    index: Path | None = None
+    """Where it is noted which images were inspected; default: `drop/NAME` in `state_dir`."""
+
+    @property
+    def pace(self) -> Literal["fast"]:
+        """Images wait for a free slot; none is skipped, none is late."""
+        return "fast"
+
+
+Source = Annotated[FileSource | FolderSource | DropSource | RtspSource | MjpegSource, Field(discriminator="kind")]
 
 
 class TriggerSettings(Strict):
@@ -366,12 +388,21 @@ def _anchored(settings: Settings, base: Path) -> Settings:
     def anchor(path: Path) -> Path:
         return Path(os.path.normpath(base / path.expanduser()))
 
+    state_dir = anchor(settings.state_dir)
+
+    def anchored(name: str, source: Source) -> Source:
+        """Where a source has files."""
+        match source:
+            case FileSource() | FolderSource():
+                return source.model_copy(update={"path": anchor(source.path)})
+            case DropSource(index=index):
+                index = state_dir / "drop" / name if index is None else anchor(index)
+                return source.model_copy(update={"path": anchor(source.path), "index": index})
+            case _:
+                return source
+
     cameras = {
-        name: camera.model_copy(
-            update={"source": camera.source.model_copy(update={"path": anchor(camera.source.path)})}
-        )
-        if isinstance(camera.source, FileSource | FolderSource)
-        else camera
+        name: camera.model_copy(update={"source": anchored(name, camera.source)})
         for name, camera in settings.cameras.items()
     }
     update: dict[str, Any] = {"cameras": cameras}

@@ -27,7 +27,7 @@ def image_paths(folder: Path) -> list[Path]:
         ConfigError: not a folder, unreadable, or without an image.
     """
     try:
-        entries = sorted(folder.iterdir(), key=_natural)
+        entries = sorted(folder.iterdir(), key=lambda path: natural(path.name))
     except OSError as error:
         raise ConfigError(f"{folder}: {(error.strerror or str(error)).lower()}") from error
     paths = [p for p in entries if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()]
@@ -43,7 +43,7 @@ def probe_folder(folder: Path, rate_fps: float) -> SourceInfo:
         ConfigError: not a folder, unreadable, or without an image that can be read.
     """
     paths = image_paths(folder)
-    sizes = [size for path in paths if (size := _header_size_wh_px(path)) is not None]
+    sizes = [size for path in paths if (size := header_size_wh_px(path)) is not None]
     if not sizes:
         raise ConfigError(f"{folder}: none of its {len(paths)} images can be read")
     widths, heights = zip(*sizes, strict=True)
@@ -74,12 +74,14 @@ def _load(path: Path) -> tuple[PixelsU8 | None, str | None]:
     return pixels_bgr, None if pixels_bgr is not None else f"{path.name}: not an image, or cut off"
 
 
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name.lower())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A key to sort names by, numbers in them by value."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _header_size_wh_px(path: Path) -> tuple[int, int] | None:
+def header_size_wh_px(path: Path) -> tuple[int, int] | None:
+    """Width and height of an upright image by its header; None where it has none that can be read."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             width, height = image.size

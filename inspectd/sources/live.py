@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from inspectd.errors import SourceError, SourceLost, SourceTimeout
-from inspectd.records import Frame, PixelsU8
+from inspectd.records import Frame, PixelsU8, TimeKind
 
 THREAD_NAME = "camera-reader"
 MOST_READERS = 8
@@ -34,12 +34,14 @@ class Arrival:
     """One frame as it came. `load` gives `(pixels_bgr, damage)`, None pixels where nothing can be shown.
 
     `load` runs when the frame is read: one that nobody takes costs no conversion. `fresh` is False for a frame that
-    waited somewhere: it is counted, never handed out.
+    waited somewhere: it is counted, never handed out. The times are those of `Frame`.
     """
 
     load: Callable[[], tuple[PixelsU8 | None, str | None]]
     captured_ns: int
     captured_utc_ns: int
+    time_kind: TimeKind = TimeKind.ARRIVAL
+    lag_ns: int = 0
     pts_s: float | None = None
     fresh: bool = True
 
@@ -115,7 +117,7 @@ class LiveCamera:
         until_s = time.monotonic() + timeout_s
         while (waiting := self._take(until_s)) is not None:
             index, arrival = waiting
-            if time.monotonic_ns() - arrival.captured_ns <= STALE_S * 1e9:
+            if time.monotonic_ns() - arrival.captured_ns - arrival.lag_ns <= STALE_S * 1e9:
                 return self._frame(index, arrival)
             self.frames_missed += 1
         self._check()
@@ -156,6 +158,8 @@ class LiveCamera:
             pixels_bgr=pixels_bgr,
             captured_ns=arrival.captured_ns,
             captured_utc_ns=arrival.captured_utc_ns,
+            time_kind=arrival.time_kind,
+            lag_ns=arrival.lag_ns,
             pts_s=arrival.pts_s,
             damage=damage,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from inspectd.settings import FileSource, FolderSource, MjpegSource, RtspSource, Source
+from inspectd.settings import DropSource, FileSource, FolderSource, MjpegSource, RtspSource, Source
 from inspectd.sources.base import FrameSource, SourceInfo
+from inspectd.sources.drops import DropFolder
 from inspectd.sources.files import Recording
 from inspectd.sources.folders import folder_shots, image_paths, probe_folder
 from inspectd.sources.live import LiveCamera, Patience
@@ -23,7 +24,7 @@ def probe(settings: Source) -> SourceInfo:
             return probe_video(settings.path)
         case FolderSource():
             return probe_folder(settings.path, settings.rate_fps)
-        case RtspSource() | MjpegSource():
+        case DropSource() | RtspSource() | MjpegSource():
             return SourceInfo(size_wh_px=settings.max_size_wh_px)
 
 
@@ -56,6 +57,8 @@ def open_source(settings: Source, *, start_index: int = 0) -> FrameSource:
                 loop=settings.loop,
                 start_index=start_index,
             )
+        case DropSource():
+            return DropFolder(settings, start_index=start_index)
         case RtspSource():
             return RtspCamera(settings, start_index=start_index)
         case MjpegSource():

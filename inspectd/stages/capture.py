@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from inspectd.errors import SourceError
 from inspectd.log import get_logger
 from inspectd.records import CameraState, Frame, PixelsU8, Reason, TriggerKind
-from inspectd.settings import FileSource, FolderSource
+from inspectd.settings import DropSource, FileSource, FolderSource
 from inspectd.sources import triggers
 from inspectd.sources.base import EndOfSource, FrameSource
 from inspectd.sources.gates import Gates
@@ -59,7 +59,7 @@ class Capture:
         self._camera = settings.cameras[camera]
         self._recipe = life.charge.recipes[camera]
         self._kind = TriggerKind(self._camera.trigger.kind)
-        self._simulated = isinstance(self._camera.source, FileSource | FolderSource)
+        self._simulated = isinstance(self._camera.source, FileSource | FolderSource | DropSource)
         self._fast = getattr(self._camera.source, "pace", None) == "fast"
         self._continuous = triggers.Continuous(
             every_nth=self._camera.trigger.every_nth, max_fps=self._camera.trigger.max_fps
