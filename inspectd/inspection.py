@@ -79,8 +79,8 @@ class Measurement:
 
     @property
     def score(self) -> float:
-        """The frame's score: the largest of its tiles'. Means nothing unless `finite`."""
-        return max(self.scores)
+        """The frame's score: the largest of its tiles', or their mean. Means nothing unless `finite`."""
+        return math.fsum(self.scores) / len(self.scores) if self.view.averaged else max(self.scores)
 
     @property
     def finite(self) -> bool:

@@ -44,14 +44,28 @@ class Model(Strict):
 
 
 class Detector(Strict):
-    """`[detector]`: how WinCLIP looks. The defaults are the paper's; docs of each setting in `detect/winclip.py`."""
+    """`[detector]`: how WinCLIP looks. The defaults are the paper's; the README's table says who differs and how."""
 
     kind: Literal["winclip", "clip-ac"] = "winclip"
     scales: tuple[int, ...] = (2, 3)
     """Sides of the windows in patches; each from 2 to the grid's side."""
     mode: Literal["full", "localise_on_fail", "image_only"] = "full"
+    """`localise_on_fail` and `image_only` are for zero-shot recipes that fail on the score."""
     profile: Literal["paper", "anomalib"] = "paper"
+    """Whose choices stand for the keys below that are not given; `anomalib` also leaves small scores unclamped."""
     temperature: float = Field(default=0.07, gt=0, le=10)
+    """Of the softmax between good and bad. CLIP's own 0.01 saturates scores and lets the few-shot part dominate."""
+    templates: Literal["paper", "anomalib"] | None = None
+    """The paper's 22 sentences, or anomalib's 21. `prompts.templates` replaces both."""
+    text_average: Literal["normalised", "raw"] | None = None
+    """Whether prompts have one length before they are averaged; `raw`: anomalib, zqhang, caoyunkang."""
+    patch_feature: Literal["ln_post", "raw", "projected", "penultimate"] = "ln_post"
+    """What of a patch few-shot compares: the last block with ln_post or without (`raw`: zqhang, mala-lab), projected
+    into the space of the text, or the last block but one (`penultimate`: perhaps the paper's)."""
+    few_shot_map: Literal["mean", "sum"] = "mean"
+    """How the maps of patches and scales become one; `sum`: zqhang."""
+    resize: Literal["uint8", "float"] | None = None
+    """Bicubic and antialiased, rounded to grey levels or not (`float`: anomalib)."""
 
     @field_validator("scales")
     @classmethod
@@ -96,11 +110,15 @@ class RegionOfInterest(Strict):
 
 
 class Tiling(Strict):
-    """`[tiling]`: a high-resolution region is cut into overlapping squares; their maps are stitched."""
+    """`[tiling]`: a wide or high-resolution region is cut into overlapping squares, instead of squashed."""
 
-    tile_px: int = Field(ge=32, le=8192)
+    tile_px: Annotated[int, Field(ge=32, le=8192)] | Literal["short_side"]
+    """A tile's side; `short_side` is the region's own shorter one."""
     overlap: float = Field(default=0.25, ge=0, le=0.75)
     """The share of a tile's side that the next one covers too, at least."""
+    combine: Literal["stitched", "averaged"] = "stitched"
+    """`stitched`: maps blend without a seam, and the worst tile is the region's score. `averaged` (the paper, for wide
+    images): tiles count alike, in the map where they overlap and in the score."""
 
 
 class Filters(Strict):

@@ -36,11 +36,13 @@ class Tile:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Viewport:
-    """Where to look in frames of one size. `roi (h, w)` is True inside the polygon; None: everywhere."""
+    """Where to look in frames of one size. `roi (h, w)` is True inside the polygon; None: everywhere. `averaged`: all
+    tiles count alike; otherwise the worst one is the score and maps blend."""
 
     box_xywh_px: tuple[int, int, int, int]
     roi: MaskBool | None
     tiles: tuple[Tile, ...]
+    averaged: bool = False
 
     @property
     def origin_xy_px(self) -> tuple[int, int]:
@@ -95,7 +97,12 @@ def viewport(recipe: Recipe, size_wh_px: tuple[int, int], grid_hw: tuple[int, in
     if roi is not None and roi.all():
         roi = None
     tiles = (_tile(xywh, roi, grid_hw) for xywh in tile_boxes((box[2], box[3]), recipe.tiling))
-    return Viewport(box_xywh_px=box, roi=roi, tiles=tuple(tile for tile in tiles if tile is not None))
+    return Viewport(
+        box_xywh_px=box,
+        roi=roi,
+        tiles=tuple(tile for tile in tiles if tile is not None),
+        averaged=recipe.tiling is not None and recipe.tiling.combine == "averaged",
+    )
 
 
 def box_of(recipe: Recipe, size_wh_px: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -137,9 +144,12 @@ def tile_boxes(size_wh_px: tuple[int, int], tiling: Tiling | None) -> list[tuple
     [(0, 0), (30, 0), (60, 0)]
     """
     width, height = size_wh_px
-    if tiling is None or max(size_wh_px) <= tiling.tile_px:
+    if tiling is None:
         return [(0, 0, width, height)]
-    side = min(tiling.tile_px, width, height)
+    tile_px = min(size_wh_px) if isinstance(tiling.tile_px, str) else tiling.tile_px
+    if max(size_wh_px) <= tile_px:
+        return [(0, 0, width, height)]
+    side = min(tile_px, width, height)
     step = max(1, floor(side * (1 - tiling.overlap)))
     return [(x, y, side, side) for y in _starts(height, side, step) for x in _starts(width, side, step)]
 
@@ -169,8 +179,8 @@ def _patch_of(pixels: NDArray[np.intp], length_px: int, grid: int) -> NDArray[np
 def stitch(view: Viewport, grid_maps: Sequence[MapF32 | None]) -> MapF32 | None:
     """The anomaly map `(h, w) float32` of the box from its tiles' maps `(G, G)`; None where no tile has one.
 
-    Maps are upsampled bilinearly (winclip.md, step 10). Overlapping tiles are blended with weights that fall to
-    nothing at a tile's edge, so that no seam shows. A tile without a map says nothing; where no tile has one, 0.
+    Maps are upsampled bilinearly. Overlapping tiles are blended with weights that fall to nothing at a tile's edge, so
+    that no seam shows, or averaged. A tile without a map says nothing; where no tile has one, 0.
     """
     have = [(tile.xywh_px, grid) for tile, grid in zip(view.tiles, grid_maps, strict=True) if grid is not None]
     if not have:
@@ -179,7 +189,7 @@ def stitch(view: Viewport, grid_maps: Sequence[MapF32 | None]) -> MapF32 | None:
         return upsample(have[0][1], view.size_hw_px)
     total, weights = np.zeros(view.size_hw_px, np.float32), np.zeros(view.size_hw_px, np.float32)
     for (x, y, w, h), grid in have:
-        weight = np.outer(_hat(h), _hat(w))
+        weight = np.ones((h, w), np.float32) if view.averaged else np.outer(_hat(h), _hat(w))
         total[y : y + h, x : x + w] += weight * upsample(grid, (h, w))
         weights[y : y + h, x : x + w] += weight
     return np.divide(total, weights, out=total, where=weights > 0)

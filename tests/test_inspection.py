@@ -223,6 +223,16 @@ def test_a_reference_that_cannot_be_used_is_a_configuration_error(tmp_path: Path
         Inspector(bright_recipe(tmp_path, text), BrightDetector())
 
 
+@pytest.mark.parametrize(("combine", "score"), [("stitched", 0.8), ("averaged", 0.5)])
+def test_tiles_are_scored_by_the_worst_or_alike(tmp_path: Path, combine: str, score: float):
+    """Stitched tiles answer with the worst one's score, averaged ones with their mean."""
+    recipe = bright_recipe(tmp_path, f'[tiling]\ntile_px = "short_side"\noverlap = 0\ncombine = "{combine}"')
+    frame = np.full((40, 80, 3), 51, np.uint8)
+    frame[:, 40:] = 204
+    (measured,) = Inspector(recipe, BrightDetector()).measure_frames([frame])
+    assert measured.score == pytest.approx(score)
+
+
 def test_scores_need_no_threshold_but_verdicts_do(tmp_path: Path):
     """Calibration measures with a recipe that has none yet; inspecting with it is a configuration error."""
     inspector = Inspector(bright_recipe(tmp_path, threshold=None), BrightDetector())

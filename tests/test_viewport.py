@@ -143,6 +143,23 @@ def test_stitching_shows_no_seam(tmp_path: Path):
     assert stitched[:, 0].max() == 0
 
 
+def test_averaged_tiles_count_alike_where_they_overlap(tmp_path: Path):
+    """Without blending the map of two tiles is each one's own, and their mean in the overlap."""
+    recipe = bright_recipe(tmp_path, '[tiling]\ntile_px = "short_side"\noverlap = 0.5\ncombine = "averaged"')
+    view = viewport(recipe, (60, 40), GRID)
+    stitched = stitch(view, [np.full(GRID, level, np.float32) for level in (0.2, 0.6)])
+    assert [tile.xywh_px for tile in view.tiles] == [(0, 0, 40, 40), (20, 0, 40, 40)]
+    assert [float(stitched[7, x]) for x in (0, 19, 20, 39, 40, 59)] == pytest.approx([0.2, 0.2, 0.4, 0.4, 0.6, 0.6])
+
+
+def test_tiles_of_the_short_side_cover_wide_and_high_boxes_and_leave_a_square_whole():
+    """`short_side` cuts along the longer side only."""
+    tiling = Tiling(tile_px="short_side", overlap=0)
+    assert tile_boxes((100, 40), tiling) == [(0, 0, 40, 40), (40, 0, 40, 40), (60, 0, 40, 40)]
+    assert tile_boxes((40, 70), tiling) == [(0, 0, 40, 40), (0, 30, 40, 40)]
+    assert tile_boxes((50, 50), tiling) == [(0, 0, 50, 50)]
+
+
 def test_a_constant_map_stays_constant_with_tiles_left_out(tmp_path: Path):
     """Weights sum to one wherever any tile speaks; a tile without a map says nothing."""
     view = viewport(bright_recipe(tmp_path, "[tiling]\ntile_px = 40\noverlap = 0.25"), (130, 90), GRID)

@@ -17,9 +17,10 @@ from inspectd.detect.gemm import Precision, has_int8
 from inspectd.detect.identity import Facts
 from inspectd.detect.preprocess import Resize
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, Prompts, compose
+from inspectd.detect.scoring import FewShotMap
 from inspectd.detect.text import TextAverage, embed_prompts
 from inspectd.detect.weights import WeightsFile, find
-from inspectd.detect.winclip import LEAST_SCORE, Detector, Mode, WinclipConfig
+from inspectd.detect.winclip import LEAST_SCORE, Detector, Mode, PatchFeature, WinclipConfig
 from inspectd.errors import ConfigError
 from inspectd.recipe import Recipe
 
@@ -133,15 +134,18 @@ def _config(recipe: Recipe, weights: WeightsFile) -> WinclipConfig:
         scales=() if detector.kind == "clip-ac" else detector.scales,
         mode=Mode(detector.mode),
         temperature=detector.temperature,
-        text_average=TextAverage.RAW if anomalib else TextAverage.NORMALISED,
-        resize=Resize.FLOAT if anomalib else Resize.UINT8,
+        text_average=TextAverage(detector.text_average or ("raw" if anomalib else "normalised")),
+        patch_feature=PatchFeature(detector.patch_feature),
+        few_shot_map=FewShotMap(detector.few_shot_map),
+        resize=Resize(detector.resize or ("float" if anomalib else "uint8")),
         least_score=0.0 if anomalib else LEAST_SCORE,
     )
 
 
 def _prompts(recipe: Recipe) -> Prompts:
     own = recipe.prompts
-    standard = ANOMALIB_TEMPLATES if recipe.detector.profile == "anomalib" else ()
+    chosen = recipe.detector.templates or recipe.detector.profile
+    standard = ANOMALIB_TEMPLATES if chosen == "anomalib" else ()
     return compose(
         recipe.objects, normal=own.normal, anomalous=own.anomalous, templates=tuple(own.templates) or standard
     )

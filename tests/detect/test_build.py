@@ -6,13 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests_detect import some_crops, write_model
 
 from inspectd.detect import build
 from inspectd.detect.build import build_detector
-from inspectd.detect.winclip import Detector, Mode
+from inspectd.detect.preprocess import Resize
+from inspectd.detect.scoring import FewShotMap
+from inspectd.detect.text import TextAverage
+from inspectd.detect.winclip import Detector, Mode, PatchFeature
 from inspectd.errors import ConfigError
 from inspectd.recipe import load_recipe
 
@@ -61,6 +65,13 @@ CHANGES = {
     "temperature": "[detector]\ntemperature = 0.1",
     "mode": '[detector]\nmode = "localise_on_fail"',
     "profile": '[detector]\nprofile = "anomalib"',
+    "templates": '[detector]\ntemplates = "anomalib"',
+    "text average": '[detector]\ntext_average = "raw"',
+    "patch feature": '[detector]\npatch_feature = "raw"',
+    "few-shot map": '[detector]\nfew_shot_map = "sum"',
+    "resize": '[detector]\nresize = "float"',
+    "averaged tiles": '[tiling]\ntile_px = 40\ncombine = "averaged"',
+    "short side": '[tiling]\ntile_px = "short_side"',
     "kind": '[detector]\nkind = "clip-ac"',
     "region": "[region]\npolygon_px = [[0, 0], [20, 0], [20, 20]]",
     "tiling": "[tiling]\ntile_px = 40",
@@ -89,6 +100,33 @@ def test_settings_reach_the_detector(tmp_path: Path):
     assert make(tmp_path, '[detector]\nmode = "image_only"').config.mode is Mode.IMAGE_ONLY
     assert make(tmp_path, '[detector]\nprofile = "anomalib"').config.least_score == 0
     assert make(tmp_path, '[detector]\nkind = "clip-ac"').score(some_crops(1))[0].map is None
+
+
+@pytest.mark.parametrize("feature", list(PatchFeature))
+@pytest.mark.parametrize("combined", list(FewShotMap))
+def test_variants_of_few_shot_reach_the_detector(tmp_path: Path, feature: PatchFeature, combined: FewShotMap):
+    """Each patch feature and each way to combine maps gives scores of its own, unlike the default's."""
+    default = make(tmp_path)
+    chosen = make(tmp_path, f'[detector]\npatch_feature = "{feature}"\nfew_shot_map = "{combined}"')
+    assert (chosen.config.patch_feature, chosen.config.few_shot_map) == (feature, combined)
+    for detector in (default, chosen):
+        detector.enroll(some_crops(2))
+    maps = [detector.score(some_crops(1, seed=8))[0].map for detector in (default, chosen)]
+    assert np.allclose(*maps, atol=1e-5) is (chosen.config == default.config)
+
+
+def test_profile_stands_for_the_keys_that_are_not_given(tmp_path: Path):
+    """anomalib's templates, text average and resize come with its profile, and each can be taken back."""
+    anomalib = make(tmp_path, '[detector]\nprofile = "anomalib"').config
+    assert (anomalib.text_average, anomalib.resize) == (TextAverage.RAW, Resize.FLOAT)
+    mixed = make(tmp_path, '[detector]\nprofile = "anomalib"\ntext_average = "normalised"\nresize = "uint8"').config
+    assert (mixed.text_average, mixed.resize) == (TextAverage.NORMALISED, Resize.UINT8)
+    texts = [
+        make(tmp_path, f"[detector]\n{keys}")._text
+        for keys in ('text_average = "raw"', 'text_average = "raw"\ntemplates = "anomalib"', 'profile = "anomalib"')
+    ]
+    assert not torch.equal(texts[0], texts[1])
+    assert torch.equal(texts[1], texts[2])
 
 
 @pytest.mark.parametrize(
