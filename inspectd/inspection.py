@@ -6,7 +6,7 @@ Letters: H, W frame height and width; h, w the inspected box; G the sides of the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -131,13 +131,20 @@ def decide(score: float, threshold: float, region_count: int, fail_on: FailOn) -
 class Inspector:
     """One recipe on one detector. Not for use by several threads at once."""
 
-    def __init__(self, recipe: Recipe, detector: CropDetector, *, keep_maps: bool = False) -> None:
-        """Enrolls the recipe's reference images, cropped just as frames will be.
+    def __init__(
+        self,
+        recipe: Recipe,
+        detector: CropDetector,
+        *,
+        keep_maps: bool = False,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Enrolls the recipe's reference images, cropped just as frames will be. `beat` is called after each frame.
 
         Raises:
             ConfigError: a reference image cannot be read, or is of a size that the recipe cannot look at.
         """
-        self._recipe, self._detector, self.keep_maps = recipe, detector, keep_maps
+        self._recipe, self._detector, self.keep_maps, self._beat = recipe, detector, keep_maps, beat
         self._viewports: dict[tuple[int, int], Viewport] = {}
         if recipe.reference_paths:
             detector.enroll([image for path in recipe.reference_paths for image in self._reference(path)])
@@ -238,6 +245,7 @@ class Inspector:
             score = measured.score
             anomaly_map, found = self._regions(measured, pixel_threshold)
             decision, reason = decide(score, threshold, len(found.regions), self._recipe.decision.fail_on)
+        self._beat()
         return Inspection(
             decision=decision,
             reason=reason,

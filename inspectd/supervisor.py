@@ -11,10 +11,10 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 
 from inspectd.errors import ConfigError, ExitCode, JournalError
@@ -25,20 +25,19 @@ from inspectd.settings import Settings
 from inspectd.sources.open import probe
 from inspectd.stages.lifecycle import Charge, Stage, live
 from inspectd.stages.notify import Notifier
+from inspectd.stages.restarts import Restarts
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, segment_prefix
-from inspectd.transport.memory import sweep
+from inspectd.transport.memory import require_capacity, sweep
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import sweep_stage_endpoints
 from inspectd.transport.tickets import CameraView, Table
 from inspectd.viewport import frame_size_error
 
-LOOK_S = 0.02
+LOOK_S = 0.05
+"""How often heartbeats and signals are looked at; a death is noticed at once."""
 SPAWN_LIMIT_NS = 120_000_000_000
-STOP_PATIENCE_S = {Stage.CAPTURE: 0.8, Stage.PUBLISHER: 3.8, Stage.WORKER: 0.3}
-"""In this order: nothing more is accepted, what was is answered, then nobody needs the model."""
-FAILURES = 5
-FAILURES_WITHIN_S = 60.0
-SLOW_RETRY_S = 10.0
+STOP_PATIENCE_S = {Stage.CAPTURE: 0.6, Stage.PUBLISHER: 3.6, Stage.WORKER: 0.2}
+"""In this order: nothing more is accepted, what was is answered, then nobody needs the model. Less than 5 s in all."""
 
 
 @dataclass(slots=True)
@@ -50,8 +49,8 @@ class _Child:
     camera: str
     process: SpawnProcess | None = None
     generation: int = 0
-    spawned_s: float = 0.0
-    failed_s: deque[float] = field(default_factory=lambda: deque(maxlen=FAILURES))
+    silent: bool = False
+    restarts: Restarts = field(default_factory=Restarts)
     retry_s: float = 0.0
 
     @property
@@ -131,6 +130,7 @@ class Supervisor:
     def _create_shared_memory(self, prefix: str, slot_bytes: dict[str, int]) -> None:
         session = new_session()
         names = tuple(self._settings.cameras)
+        require_capacity(sum(self._settings.cameras[name].slots * slot_bytes[name] for name in names))
         children = ["publisher", "worker", *(f"capture-{name}" for name in names)]
         self._table = Table.create(
             f"{prefix}{session[-8:]}-table",
@@ -180,7 +180,7 @@ class Supervisor:
         )
         child.process = self._context.Process(target=self._child, args=(charge, child.stage), name=child.name)
         child.process.start()
-        child.spawned_s = time.monotonic()
+        child.silent = False
         row.born(child.process.pid or 0, child.generation)
         get_logger().debug("child_spawned", child=child.name, pid=child.process.pid, generation=child.generation)
 
@@ -194,7 +194,7 @@ class Supervisor:
             self._tell_progress()
             if self._exit_at_end and self._all_ended():
                 return
-            time.sleep(LOOK_S)
+            wait([child.process.sentinel for child in self._children if child.process is not None], LOOK_S)
 
     def _look_after(self, child: _Child) -> None:
         if child.process is None:
@@ -202,13 +202,14 @@ class Supervisor:
                 self._spawn(child)
             return
         code = child.process.exitcode
-        if code is None and self._is_silent(child):
-            get_logger().warning("child_silent", child=child.name, pid=child.process.pid)
-            child.process.kill()
-            child.process.join()
-            code = child.process.exitcode
         if code is not None:
             self._bury(child, code)
+        elif not child.silent and self._is_silent(
+            child
+        ):  # one that hangs in the kernel dies later: nobody waits for it
+            child.silent = True
+            get_logger().warning("child_silent", child=child.name, pid=child.process.pid)
+            child.process.kill()
 
     def _is_silent(self, child: _Child) -> bool:
         row = self._table.child(child.index)
@@ -227,14 +228,12 @@ class Supervisor:
             self._exit_code = ExitCode(code)
             return
         now_s = time.monotonic()
-        child.failed_s.append(now_s)
-        often = len(child.failed_s) == FAILURES and now_s - child.failed_s[0] < FAILURES_WITHIN_S
-        pause_s = SLOW_RETRY_S if often else 0.1 * (len(child.failed_s) - 1)
+        pause_s = child.restarts.pause_s(now_s)
         child.retry_s = now_s + pause_s
-        get_logger().warning("child_died", child=child.name, exit_code=code, retry_in_s=round(pause_s, 1))
+        get_logger().warning("child_died", child=child.name, exit_code=code, retry_in_s=pause_s)
         if child.stage is Stage.WORKER:  # what it held is lost: the publisher answers it now, not at the next spawn
             self._table.worker_generation = child.generation + 1
-        if child.stage is Stage.CAPTURE and often:
+        if child.stage is Stage.CAPTURE and child.restarts.many:
             self._view(child.camera).state = CameraState.LOST
 
     def _open_when_ready(self) -> None:

@@ -256,6 +256,23 @@ def running(daemon: Daemon, *more: str) -> Iterator[Subscriber]:
         subscriber.close()
 
 
+def all_dead(processes: list[psutil.Process], within_s: float) -> bool:
+    """Whether processes have ended by then. One that nobody has reaped yet (init's business) is dead."""
+    until_s = time.monotonic() + within_s
+    while any(_is_alive(process) for process in processes):
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _die_with_the_test() -> None:
     """A test run that is killed leaves no daemon behind (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)

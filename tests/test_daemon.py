@@ -13,9 +13,8 @@ import av
 import cv2
 import jsonschema
 import numpy as np
-import psutil
 import pytest
-from daemons import Daemon, Seen, Subscriber, file_camera, running, shared
+from daemons import Daemon, Seen, Subscriber, all_dead, file_camera, running, shared
 
 from inspectd.transport.wire import Schema, schema
 
@@ -134,7 +133,7 @@ def test_stop_drains(make_daemon: MakeDaemon, number: signal.Signals) -> None:
         daemon.signal(number)
         assert daemon.wait() == 0
         seen = subscriber.until(lambda seen: seen.state == "stopping")
-    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert all_dead(children, within_s=5)
     assert daemon.segments() == []
     for name in ("cam1", "cam2"):
         last_seq = seen.heartbeats[-1]["cameras"][name]["last_seq"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from daemons import Daemon, Seen, file_camera, running, shared
+from daemons import Daemon, Seen, all_dead, file_camera, running, shared
 
 MakeDaemon = Callable[..., Daemon]
 
@@ -67,6 +67,28 @@ def test_dead_or_silent_child_is_replaced(make_daemon: MakeDaemon, name: str, nu
     every_number_is_answered(daemon, seen)
 
 
+def test_capture_that_dies_again_and_again_is_reported_lost(make_daemon: MakeDaemon) -> None:
+    """Five deaths in a minute: camera lost, daemon `degraded`, the other camera goes on; later the lost one is back."""
+    daemon = a_live_daemon(make_daemon)
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: inspected(seen, "cam1", 1))
+        killed: set[int] = set()
+        while subscriber.seen.state != "degraded":
+            pid = pid_of(daemon, "capture-cam1")
+            if pid not in killed and psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
+                killed.add(pid)
+            subscriber.read(0.05)
+        assert len(killed) == 5
+        assert subscriber.seen.heartbeats[-1]["cameras"]["cam1"]["state"] == "lost"
+        assert any(event["kind"] == "camera_lost" for event in subscriber.seen.events)
+        last = {name: max(subscriber.seen.seqs(name)) for name in ("cam1", "cam2")}
+        subscriber.until(lambda seen: inspected(seen, "cam2", last["cam2"] + 2))
+        assert not inspected(subscriber.seen, "cam1", last["cam1"])
+        subscriber.until(lambda seen: inspected(seen, "cam1", last["cam1"]) and seen.state == "ready")
+        every_number_is_answered(daemon, subscriber.seen)
+
+
 def test_what_a_dead_worker_held_is_answered_at_once(make_daemon: MakeDaemon) -> None:
     """Frames in flight in a killed worker become `error/worker_lost`, long before their deadline."""
     video = shared("data", "video", "bottle_bench_640x360.mp4")
@@ -93,7 +115,7 @@ def test_dead_supervisor_takes_all_with_it_and_the_next_start_answers(make_daemo
         children = daemon.children()
         daemon.signal(signal.SIGKILL)
         daemon.wait()
-        assert psutil.wait_procs(children, timeout=5)[1] == []
+        assert all_dead(children, within_s=1)
         left = daemon.segments()
         assert left
         daemon.start()

@@ -7,6 +7,7 @@ free the slots. It beats between the model's steps, so a worker that is silent i
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ from inspectd.transport.wire import Result, result_bytes
 
 IDLE_S = 0.02
 LOADING_LIMIT_NS = 600_000_000_000
-LEAST_LIMIT_NS = 2_000_000_000
+LEAST_LIMIT_NS = 1_000_000_000
+WARM_RUNS = 3
+WARM_PATIENCE_S = 5.0
+"""So long a recipe that is too slow for its deadline is measured again: a machine is busy when a daemon starts."""
 
 
 def work(life: Life) -> None:
@@ -124,7 +128,7 @@ class Worker:
                     precision=settings.worker.precision,
                     beat=self._beats.step,
                 )
-                inspector = Inspector(recipe, detector)
+                inspector = Inspector(recipe, detector, beat=self._beats.step)
                 recipe.require_model(inspector.identity.sha256)
                 self._inspectors.append(inspector)
             ring = Ring.attach(self._table.ring_name(index))
@@ -138,10 +142,11 @@ class Worker:
             width, height = self._frame_size_wh_px(inspector.recipe)
             noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
             self._beats.forget()
-            frame_ms = min(_inspect_ms(inspector, noise) for _ in range(3))
-            self._batcher.measured(1, round(frame_ms * 1e6))
             deadline_ms = inspector.recipe.deadline_ms
-            if frame_ms > deadline_ms - reserve_ms and self._has_deadline(inspector.recipe):
+            enough_ms = deadline_ms - reserve_ms if self._has_deadline(inspector.recipe) else math.inf
+            frame_ms = _best_ms(inspector, noise, enough_ms)
+            self._batcher.measured(1, round(frame_ms * 1e6))
+            if frame_ms > enough_ms:
                 raise ConfigError(
                     f"{inspector.recipe.path}: deadline_ms: {deadline_ms:g} is shorter than one frame takes here "
                     f"({frame_ms:.0f} ms and {reserve_ms:g} ms of publish_reserve_ms); allow more, or less work a frame"
@@ -304,6 +309,15 @@ class _StepClock:
         self.slowest_ns = max(self.slowest_ns, now_ns - self._last_ns)
         self._last_ns = now_ns
         self._life.beat()
+
+
+def _best_ms(inspector: Inspector, pixels_bgr: PixelsU8, enough_ms: float) -> float:
+    """The time of the fastest of some inspections; of more of them as long as none was fast enough."""
+    until_s = time.monotonic() + WARM_PATIENCE_S
+    best_ms = min(_inspect_ms(inspector, pixels_bgr) for _ in range(WARM_RUNS))
+    while best_ms > enough_ms and time.monotonic() < until_s:
+        best_ms = min(best_ms, _inspect_ms(inspector, pixels_bgr))
+    return best_ms
 
 
 def _inspect_ms(inspector: Inspector, pixels_bgr: PixelsU8) -> float:

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inspectd.errors import TransportError
+from inspectd.errors import ConfigError, TransportError
 
 FOLDER = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 FAMILY = "inspectd-"
@@ -143,6 +143,20 @@ def sweep(prefix: str) -> list[str]:
     for name in swept:
         (FOLDER / name).unlink(missing_ok=True)
     return swept
+
+
+def require_capacity(frames_bytes: int) -> None:
+    """Refuses frames that /dev/shm could not hold were it empty; one that is only full now may have room later.
+
+    Raises:
+        ConfigError: it is too small.
+    """
+    total_bytes = shutil.disk_usage(FOLDER).total
+    if 0 < total_bytes < frames_bytes:  # 0: no limit
+        raise ConfigError(
+            f"{FOLDER}: holds {total_bytes / 1e6:.1f} MB in all, cameras.*.slots need {frames_bytes / 1e6:.1f} MB; "
+            f"make it larger (containers: --shm-size), or lower cameras.*.slots"
+        )
 
 
 def _path(name: str) -> Path:
