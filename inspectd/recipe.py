@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from inspectd.errors import ConfigError
-from inspectd.records import FailOn, RecipeInfo
+from inspectd.records import FailOn, RecipeInfo, VoteRule
 from inspectd.settings import Strict, one_line, read_toml
 
+MOST_VOTES = 8
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"\S")]
@@ -91,6 +92,16 @@ class DecisionRule(Strict):
     pixel_threshold: float | None = Field(default=None, ge=0, le=1)
     """A pixel whose anomaly reaches it belongs to a region."""
     fail_on: FailOn = FailOn.SCORE
+
+
+class Vote(Strict):
+    """`[vote]`: several frames of one part give one verdict (`trigger.kind = "presence"` only)."""
+
+    frames: int = Field(default=1, ge=1, le=MOST_VOTES)
+    """So many of a part's best frames vote, fewer where it passes too fast."""
+    rule: VoteRule = VoteRule.WORST
+    """`worst`: the part is as bad as its worst frame; `majority`: half of the frames, or more, must fail; `mean`: of
+    the scores."""
 
 
 class RegionOfInterest(Strict):
@@ -185,6 +196,7 @@ class RecipeFile(Strict):
     detector: Detector = Detector()
     references: References | None = None
     decision: DecisionRule = DecisionRule()
+    vote: Vote = Vote()
     region: RegionOfInterest | None = None
     tiling: Tiling | None = None
     filters: Filters = Filters()
@@ -204,6 +216,8 @@ class RecipeFile(Strict):
             )
         if self.quality.learn and self.decision.threshold is not None:
             raise ValueError("quality.learn: nothing is measured where decision.threshold is stated; state limits too")
+        if self.vote.rule is VoteRule.MEAN and self.decision.fail_on is not FailOn.SCORE:
+            raise ValueError('vote.rule = "mean" is of scores; decision.fail_on must be "score"')
         if self.detector.kind == "clip-ac" and self.decision.fail_on is not FailOn.SCORE:
             raise ValueError('detector.kind = "clip-ac" gives no regions; decision.fail_on must be "score"')
         return self

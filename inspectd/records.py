@@ -82,6 +82,14 @@ class CameraState(StrEnum):
     ENDED = "ended"
 
 
+class VoteRule(StrEnum):
+    """How several frames of one part become one verdict: the worst frame's word, that of at least half, or the mean."""
+
+    WORST = "worst"
+    MAJORITY = "majority"
+    MEAN = "mean"
+
+
 class FailOn(StrEnum):
     """What makes a part bad: the image score, any region left after the filters, or either."""
 
@@ -113,6 +121,15 @@ class Frame:
     def arrived_ns(self) -> int:
         """When the frame arrived: what its deadline counts from."""
         return self.captured_ns + self.lag_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """Where a part lay in the frame that was taken of it, how it moved from frame to frame, and how long one lasts."""
+
+    bbox_xywh_px: tuple[int, int, int, int]
+    step_xy_px: tuple[float, float]
+    frame_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +220,15 @@ class FrameInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Votes:
+    """How many frames of the part voted, how many of them by themselves would have failed, and by which rule."""
+
+    rule: VoteRule
+    frames: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeInfo:
     """Which recipe a verdict was made by; `sha256` is over the recipe's files."""
 
@@ -241,4 +267,5 @@ class Verdict:
     frame: FrameInfo | None = None
     model: ModelIdentity | None = None
     captured_utc_ns: int | None = None
+    votes: Votes | None = None
     latency_ms: Latency = field(default_factory=Latency)

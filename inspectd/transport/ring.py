@@ -64,14 +64,14 @@ class Ring:
         """
         return cls(Segment.attach(name))
 
-    def claim(self, answered_through: int) -> int | None:
-        """A free slot for the writer, None where all hold frames that wait."""
-        for offset in range(self.slots):
-            slot = (self._next + offset) % self.slots
-            if self._is_free(slot, answered_through):
-                self._next = (slot + 1) % self.slots
-                return slot
-        return None
+    def claim(self, answered_through: int, count: int = 1) -> list[int]:
+        """So many free slots for the writer, all different; none where fewer are free."""
+        free = [slot for slot in range(self.slots) if self._is_free(slot, answered_through)]
+        if len(free) < count:
+            return []
+        claimed = sorted(free, key=lambda slot: (slot - self._next) % self.slots)[:count]
+        self._next = (claimed[-1] + 1) % self.slots
+        return claimed
 
     def reclaim(self, high_water: int) -> None:
         """Frees, for a new writer, the slots whose frames the last one wrote and did not live to accept."""

@@ -1,7 +1,8 @@
 """One row of the ticket table: an accepted frame or trigger, as a record and as words in shared memory.
 
-A row is 24 words and two texts. The order of the words matters in one place: `slot` stands before whatever `fill`
-gives, words are read in their order, and `fill` stores `slot` last. So a reader that sees the slot sees its frame.
+A row is its words, further looks at the part, and two texts. The order of the words matters in one place: `slot`
+stands before whatever `fill` gives, words are read in their order, and `fill` stores `slot` last. So a reader that
+sees the slot sees its frame.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from inspectd.records import Reason, TimeKind, TriggerKind
+from inspectd.records import Reason, Sighting, TimeKind, TriggerKind
 from inspectd.transport.memory import WORD_BYTES, fence
 
+MOST_LOOKS = 7
+"""Frames of the same part that a row can name besides its own."""
+MOST_MEMBERS = 8
+"""Cameras of a station."""
+_SIGHTING = ("part_x", "part_y", "part_width", "part_height", "part_step_x", "part_step_y", "part_frame_s")
+_MEMBERS = tuple(f"member_{number}" for number in range(MOST_MEMBERS))
 CAPTURED = (
     "seq",
     "slot",
@@ -33,15 +41,21 @@ CAPTURED = (
     "simulated",
     "trigger_id_bytes",
     "part_id_bytes",
+    "looks",
+    *_SIGHTING,
+    *_MEMBERS,
 )
 """The words that capture writes."""
 FOUND = ("result_ns", "result_publisher", "result_seq")
 """The words that the worker writes; they count where `result_seq` is the row's own, for a row is used again."""
 AT: Mapping[str, int] = {name: index for index, name in enumerate((*CAPTURED, *FOUND))}
-WORDS = 24
+WORDS = 48
+_LOOK = struct.Struct("<5qd2qdq")
+_LOOKS = slice(WORDS, WORDS + MOST_LOOKS * _LOOK.size // WORD_BYTES)
 TEXT_BYTES = 512
 """128 characters (as `control` allows) of four bytes."""
-ROW_WORDS = WORDS + 2 * TEXT_BYTES // WORD_BYTES
+_TEXTS = slice(_LOOKS.stop, _LOOKS.stop + 2 * TEXT_BYTES // WORD_BYTES)
+ROW_WORDS = _TEXTS.stop
 FILLED = CAPTURED[CAPTURED.index("slot") + 1 : CAPTURED.index("trigger_kind")]
 
 _KINDS = tuple(TriggerKind)
@@ -52,11 +66,29 @@ Words = memoryview  # of signed 8-byte words: one row, or one row's place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A further frame of the part that a row is about, for the vote: where its pixels are, and what it is."""
+
+    slot: int
+    slot_generation: int
+    frame_index: int
+    width_px: int
+    height_px: int
+    pts_s: float | None
+    captured_ns: int
+    captured_utc_ns: int
+    capture_ms: float
+    time_kind: TimeKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewRow:
     """What capture knows of a frame or trigger that it is about to accept.
 
     `accepted_ns` is what the deadline counts from; `deadline_ns` is absolute, 0 for none. `slot` is -1 where there are
-    no pixels: a trigger whose frame is still to come, or a row that `gate` has decided already.
+    no pixels: a trigger whose frame is still to come, or a row that `gate` has decided already. `looks` are further
+    frames of the same part. `members` is for the row of a station: the seq of each of its cameras' rows on the part, 0
+    where there is none yet.
     """
 
     trigger_kind: TriggerKind
@@ -76,6 +108,9 @@ class NewRow:
     capture_ms: float = 0.0
     time_kind: TimeKind = TimeKind.ARRIVAL
     gate: Reason | None = None
+    looks: tuple[Look, ...] = ()
+    sighting: Sighting | None = None
+    members: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +126,10 @@ def encode(row: NewRow) -> tuple[dict[str, int], bytes]:
     """The words that capture writes for a row, without `seq`, and its two texts.
 
     Raises:
-        ValueError: an id is too long.
+        ValueError: an id is too long, or there are too many looks or members.
     """
+    if len(row.looks) > MOST_LOOKS or len(row.members) > MOST_MEMBERS:
+        raise ValueError(f"{len(row.looks)} looks, {len(row.members)} members: {MOST_LOOKS}, {MOST_MEMBERS} at most")
     trigger_id, part_id = _text_bytes("trigger_id", row.trigger_id), _text_bytes("part_id", row.part_id)
     words = {name: int(getattr(row, name)) for name in ("slot", "accepted_ns", "deadline_ns", "simulated")}
     words |= _frame_words(row)
@@ -100,6 +137,9 @@ def encode(row: NewRow) -> tuple[dict[str, int], bytes]:
     words["gate"] = gate_code(row.gate)
     words["trigger_id_bytes"] = -1 if row.trigger_id is None else len(trigger_id)
     words["part_id_bytes"] = -1 if row.part_id is None else len(part_id)
+    words["looks"] = len(row.looks)
+    words |= _sighting_words(row.sighting)
+    words |= dict(zip(_MEMBERS, (*row.members, *(MOST_MEMBERS - len(row.members)) * (0,)), strict=True))
     return words, trigger_id.ljust(TEXT_BYTES, b"\0") + part_id.ljust(TEXT_BYTES, b"\0")
 
 
@@ -113,7 +153,11 @@ def store(place: Words, row: NewRow, after_step: Callable[[str], None]) -> None:
     for name, word in words.items():
         place[AT[name]] = word
         after_step(name)
-    place[WORDS:] = memoryview(texts).cast("q")
+    if row.looks:
+        looks = b"".join(map(_look_bytes, row.looks)).ljust(MOST_LOOKS * _LOOK.size, b"\0")
+        place[_LOOKS] = memoryview(looks).cast("q")
+    after_step("look_words")
+    place[_TEXTS] = memoryview(texts).cast("q")
     after_step("texts")
 
 
@@ -133,11 +177,17 @@ def load(place: Words, seq: int) -> Row | None:
     slot = place[AT["slot"]]
     fence()
     words = place[:WORDS].tolist()
-    texts = place[WORDS:].tobytes()
+    looks = place[_LOOKS].tobytes() if words[AT["looks"]] else b""
+    texts = place[_TEXTS].tobytes()
     fence()
     if place[AT["seq"]] != seq:
         return None
-    return _row(seq, slot, words, texts)
+    return _row(seq, slot, words, looks, texts)
+
+
+def join(place: Words, member: int, seq: int) -> None:
+    """Names the row of one more camera in a station's row: one store."""
+    place[AT[_MEMBERS[member]]] = seq
 
 
 def gate_code(gate: Reason | None) -> int:
@@ -171,11 +221,11 @@ def _frame_words(row: NewRow) -> dict[str, int]:
     }
 
 
-def _row(seq: int, slot: int, words: list[int], texts: bytes) -> Row:
+def _row(seq: int, slot: int, words: list[int], looks: bytes, texts: bytes) -> Row:
     def word(name: str) -> int:
         return words[AT[name]]
 
-    kind, time_kind, gate, pts_s = word("trigger_kind"), word("time_kind"), word("gate"), _word_float(word("pts_s"))
+    kind, gate, pts_s = word("trigger_kind"), word("gate"), _word_float(word("pts_s"))
     has_result = word("result_seq") == seq
     return Row(
         seq=seq,
@@ -188,7 +238,7 @@ def _row(seq: int, slot: int, words: list[int], texts: bytes) -> Row:
         captured_ns=word("captured_ns"),
         captured_utc_ns=word("captured_utc_ns"),
         capture_ms=_word_float(word("capture_ms")),
-        time_kind=_TIME_KINDS[time_kind] if 0 <= time_kind < len(_TIME_KINDS) else TimeKind.ARRIVAL,
+        time_kind=_time_kind(word("time_kind")),
         trigger_kind=_KINDS[kind] if 0 <= kind < len(_KINDS) else TriggerKind.CONTINUOUS,
         accepted_ns=word("accepted_ns"),
         deadline_ns=word("deadline_ns"),
@@ -196,9 +246,69 @@ def _row(seq: int, slot: int, words: list[int], texts: bytes) -> Row:
         simulated=bool(word("simulated")),
         trigger_id=_text(texts[:TEXT_BYTES], word("trigger_id_bytes")),
         part_id=_text(texts[TEXT_BYTES:], word("part_id_bytes")),
+        looks=_looks(looks, word("looks")),
+        sighting=_sighting(words),
+        members=_without_end([words[AT[name]] for name in _MEMBERS]),
         result_publisher=word("result_publisher") if has_result else 0,
         result_ns=word("result_ns") if has_result else 0,
     )
+
+
+def _look_bytes(look: Look) -> bytes:
+    return _LOOK.pack(
+        look.slot,
+        look.slot_generation,
+        look.frame_index,
+        look.width_px,
+        look.height_px,
+        math.nan if look.pts_s is None else look.pts_s,
+        look.captured_ns,
+        look.captured_utc_ns,
+        look.capture_ms,
+        _TIME_KINDS.index(look.time_kind),
+    )
+
+
+def _looks(packed: bytes, count: int) -> tuple[Look, ...]:
+    return tuple(map(_look, _LOOK.iter_unpack(packed[: max(0, count) * _LOOK.size])))
+
+
+def _look(values: tuple[Any, ...]) -> Look:
+    fields = dict(zip(Look.__dataclass_fields__, values, strict=True))
+    pts_s, kind = fields["pts_s"], fields["time_kind"]
+    fields["pts_s"] = pts_s if math.isfinite(pts_s) else None
+    fields["time_kind"] = _time_kind(kind)
+    return Look(**fields)
+
+
+def _time_kind(word: int) -> TimeKind:
+    return _TIME_KINDS[word] if 0 <= word < len(_TIME_KINDS) else TimeKind.ARRIVAL
+
+
+def _sighting_words(sighting: Sighting | None) -> dict[str, int]:
+    if sighting is None:
+        return dict.fromkeys(_SIGHTING, 0)
+    floats = map(_float_word, (*sighting.step_xy_px, sighting.frame_s))
+    return dict(zip(_SIGHTING, (*sighting.bbox_xywh_px, *floats), strict=True))
+
+
+def _sighting(words: list[int]) -> Sighting | None:
+    x, y, width, height, *floats = (words[AT[name]] for name in _SIGHTING)
+    step_x, step_y, frame_s = map(_word_float, floats)
+    if width <= 0 or height <= 0:
+        return None
+    return Sighting(bbox_xywh_px=(x, y, width, height), step_xy_px=(step_x, step_y), frame_s=frame_s)
+
+
+def _without_end(members: list[int]) -> tuple[int, ...]:
+    """The members without the zeros at their end.
+
+    >>> _without_end([0, 7, 0, 0])
+    (0, 7)
+    """
+    while members and members[-1] == 0:
+        members.pop()
+    return tuple(members)
 
 
 def _text_bytes(name: str, text: str | None) -> bytes:

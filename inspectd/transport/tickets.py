@@ -3,8 +3,9 @@
 To accept a frame, capture writes its row and then raises the camera's `high_water`: that store is the moment of
 acceptance. A row beyond the mark is never read, and the next generation of capture overwrites it. Each word has one
 writer at a time: capture its camera's rows, state and counters; the worker `results_dropped` and a row's `result_*`;
-the publisher `answered_through`, `paused` and `preview_wanted`; the supervisor the header; each child its heartbeat.
-No locks: nothing a killed process held can stop another. `memory.py` says why words are whole and in order.
+the publisher `answered_through`, `paused` and `preview_wanted`, and all of a station, which has no capture; the
+supervisor the header; each child its heartbeat. No locks: nothing a killed process held can stop another.
+`memory.py` says why words are whole and in order.
 """
 
 from __future__ import annotations
@@ -14,12 +15,25 @@ from collections.abc import Callable, Iterator, Sequence
 from inspectd.errors import TransportError
 from inspectd.records import CameraState, Reason
 from inspectd.transport.memory import WORD_BYTES, Segment, fence
-from inspectd.transport.rows import AT, ROW_WORDS, NewRow, Row, Words, fill, gate_code, load, store, unreadable
+from inspectd.transport.rows import (
+    AT,
+    ROW_WORDS,
+    Look,
+    NewRow,
+    Row,
+    Words,
+    fill,
+    gate_code,
+    join,
+    load,
+    store,
+    unreadable,
+)
 
-__all__ = ["CameraView", "ChildView", "NewRow", "Row", "Table"]
+__all__ = ["CameraView", "ChildView", "Look", "NewRow", "Row", "Table"]
 
 MAGIC = 0x494E_5350_5449_434B
-VERSION = 3
+VERSION = 4
 ROWS = 1024
 HEAD_WORDS = 16
 CHILD_WORDS = 16
@@ -138,7 +152,8 @@ class CameraView(_Record):
             its seq; None where the table is full of unanswered rows: then nothing was accepted.
 
         Raises:
-            ValueError: an id is longer than 512 bytes in UTF-8 (128 characters always fit); nothing was accepted.
+            ValueError: an id is longer than 512 bytes in UTF-8 (128 characters always fit), or there are too many
+                looks; nothing was accepted.
         """
         seq = self.high_water + 1
         if seq - self.answered_through > self._count:
@@ -185,6 +200,10 @@ class CameraView(_Record):
             return False
         place[AT["gate"]] = gate_code(gate)
         return True
+
+    def join(self, seq: int, member: int, member_seq: int) -> None:
+        """A station's row takes in the row of one more of its cameras. Only the publisher calls this."""
+        join(self._place(seq), member, member_seq)
 
     def mark_result(self, seq: int, publisher_generation: int, now_ns: int) -> None:
         """The worker has sent a result for a row, to that publisher.

@@ -58,13 +58,21 @@ def test_slots_are_claimed_until_all_hold_frames_that_wait(ring: Ring) -> None:
     """A full ring gives no slot; a released one, or one whose frame is answered, is free again."""
     generations = {}
     for seq in (1, 2, 3):
-        slot = ring.claim(0)
+        (slot,) = ring.claim(0)
         generations[seq] = (slot, ring.write(slot, frame(seq), seq))
-    assert ring.claim(0) is None
+    assert ring.claim(0) == []
     ring.release(*generations[2])
-    assert ring.claim(0) == generations[2][0]
-    assert ring.claim(1) in (generations[1][0], generations[2][0])
-    assert ring.claim(0) == generations[2][0]
+    assert ring.claim(0) == [generations[2][0]]
+    assert ring.claim(1)[0] in (generations[1][0], generations[2][0])
+    assert ring.claim(0) == [generations[2][0]]
+
+
+def test_several_slots_are_claimed_together_or_not_at_all(ring: Ring) -> None:
+    """The frames of one part get slots that differ; where too few are free they get none."""
+    assert sorted(ring.claim(0, 3)) == [0, 1, 2]
+    ring.write(1, frame(1), 1)
+    assert sorted(ring.claim(0, 2)) == [0, 2]
+    assert ring.claim(0, 3) == []
 
 
 def test_a_release_of_an_earlier_frame_frees_nothing(ring: Ring) -> None:
@@ -73,7 +81,7 @@ def test_a_release_of_an_earlier_frame_frees_nothing(ring: Ring) -> None:
     for slot in range(3):
         ring.write(slot, frame(2), 2)
     ring.release(0, first)
-    assert ring.claim(1) is None
+    assert ring.claim(1) == []
 
 
 def test_a_slot_used_again_is_noticed_before_and_after_the_copy(ring: Ring) -> None:
@@ -101,7 +109,7 @@ def test_a_writer_killed_at_any_step_leaves_old_pixels_unread(ring: Ring, name: 
     whole = ring.read(0, old + 2, 8, 8)
     assert (whole is not None) == (step == "closed")
     fresh = Ring.attach(name)
-    free = [fresh.claim(0) for _ in range(3)]
+    free = [fresh.claim(0)[0] for _ in range(3)]
     assert (0 in free) == (step != "closed")
     generation = fresh.write(0, frame(3), 6)
     assert set(np.unique(ring.read(0, generation, 8, 8))) == {3}
@@ -153,7 +161,7 @@ def test_garbage_in_the_slot_heads_never_stops_anybody(name: str) -> None:
         ring._heads[:] = memoryview(random.bytes(ring._heads.nbytes)).cast("q")
         generation = int(ring._heads[0])
         ring.read(0, generation, 8, 8)
-        slot = ring.claim(7)
+        slot = next(iter(ring.claim(7)), None)
         if slot is not None and abs(ring._heads[slot * 8]) < 2**62:
             written = ring.write(slot, frame(9), 8)
             assert written <= 0 or ring.read(slot, written, 8, 8) is not None
@@ -200,9 +208,8 @@ def test_only_a_whole_ring_can_be_attached(name: str) -> None:
 def test_slots_of_a_writer_that_died_before_acceptance_are_free_for_the_next(ring: Ring) -> None:
     """Frames that were written and never accepted do not use the ring up, however often capture dies."""
     for _ in range(ring.slots):
-        slot = ring.claim(answered_through=4)
-        assert slot is not None
+        (slot,) = ring.claim(answered_through=4)
         ring.write(slot, np.zeros((2, 2, 3), np.uint8), 5)
-    assert ring.claim(4) is None
+    assert ring.claim(4) == []
     ring.reclaim(high_water=4)
-    assert ring.claim(4) is not None
+    assert ring.claim(4)

@@ -22,13 +22,25 @@ from victims import (
 )
 
 from inspectd.errors import TransportError
-from inspectd.records import CameraState, Reason, TimeKind, TriggerKind
+from inspectd.records import CameraState, Reason, Sighting, TimeKind, TriggerKind
 from inspectd.transport.memory import FOLDER, Segment, sweep
 from inspectd.transport.rows import FILLED, encode
-from inspectd.transport.tickets import CameraView, NewRow, Row, Table
+from inspectd.transport.tickets import CameraView, Look, NewRow, Row, Table
 
 ROWS = 4
-STEPS = ("opened", *encode(row_of(1))[0], "texts", "named", "accepted")
+LOOK = Look(
+    slot=5,
+    slot_generation=8,
+    frame_index=2**40,
+    width_px=640,
+    height_px=480,
+    pts_s=1.25,
+    captured_ns=2**62,
+    captured_utc_ns=3,
+    capture_ms=0.1,
+    time_kind=TimeKind.RTCP,
+)
+STEPS = ("opened", *encode(row_of(1))[0], "look_words", "texts", "named", "accepted")
 
 
 @pytest.fixture
@@ -87,6 +99,9 @@ def test_the_head_says_who_and_what(name: str) -> None:
         {"trigger_kind": TriggerKind.PRESENCE, "deadline_ns": 0, "captured_utc_ns": 2**62},
         *({"gate": reason} for reason in Reason),
         *({"time_kind": kind} for kind in TimeKind),
+        {"looks": (LOOK,), "members": (0, 2**40)},
+        {"looks": (replace(LOOK, pts_s=None), *6 * (LOOK,)), "members": tuple(range(1, 9))},
+        {"sighting": Sighting(bbox_xywh_px=(-3, 5, 70, 1), step_xy_px=(-0.5, 1e9), frame_s=0.04)},
     ],
 )
 def test_every_field_comes_back_as_it_was_accepted(view: CameraView, more: dict[str, Any]) -> None:
@@ -95,6 +110,28 @@ def test_every_field_comes_back_as_it_was_accepted(view: CameraView, more: dict[
     assert view.accept(row) == 1
     assert as_new(view.row(1)) == row
     assert (view.row(1).result_publisher, view.row(1).result_ns) == (0, 0)
+
+
+def test_looks_of_an_earlier_row_at_the_same_place_are_not_read(view: CameraView) -> None:
+    """A row without further frames names none, whatever stood there before."""
+    for seq in range(1, 2 * ROWS + 1):
+        view.accept(row_of(seq, looks=(LOOK,) if seq <= ROWS else ()))
+        view.answered_through = seq
+    assert view.row(2 * ROWS).looks == ()
+
+
+def test_a_station_row_takes_in_its_cameras_one_by_one(view: CameraView) -> None:
+    """Each camera's row is named by one store, and is there for whoever attaches later."""
+    seq = view.accept(row_of(1, members=(7,)))
+    view.join(seq, 2, 11)
+    assert view.row(seq).members == (7, 0, 11)
+
+
+def test_more_looks_than_a_row_holds_are_refused_and_nothing_is_accepted(view: CameraView) -> None:
+    """No frame of a part is ever left out of its row."""
+    with pytest.raises(ValueError, match="8 looks"):
+        view.accept(row_of(1, looks=8 * (LOOK,)))
+    assert view.high_water == 0
 
 
 def test_cameras_do_not_share_rows(table: Table) -> None:

@@ -1,0 +1,55 @@
+"""Several frames of one part, one word: how they vote. Pure; for the worker and for replay alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import fsum
+
+from inspectd.records import Decision, Inspection, Reason, VoteRule, Votes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ballot:
+    """The word on a part: `inspection` is that of the frame that decides, `index` says which one it is.
+
+    `votes` is None where only one frame was there.
+    """
+
+    inspection: Inspection
+    index: int
+    votes: Votes | None
+
+
+def vote(inspections: Sequence[Inspection], rule: VoteRule) -> Ballot:
+    """The word of a part's frames, at least one.
+
+    A frame that is an error makes the part that error: nothing is known of what it showed, so it can never help a
+    pass. With `mean` the frame that is shown is the one with the largest score; the score is the mean.
+    """
+    failed = sum(each.decision is Decision.FAIL for each in inspections)
+    votes = Votes(rule=rule, frames=len(inspections), failed=failed) if len(inspections) > 1 else None
+    for index, each in enumerate(inspections):
+        if each.decision is Decision.ERROR or each.score is None:
+            return Ballot(inspection=each, index=index, votes=votes)
+    worst_first = sorted(range(len(inspections)), key=lambda index: _badness(inspections[index]), reverse=True)
+    match rule:
+        case VoteRule.WORST | VoteRule.MEAN:
+            index = worst_first[0]
+        case VoteRule.MAJORITY:
+            index = worst_first[(len(inspections) - 1) // 2]  # it fails if and only if at least half of them do
+    found = inspections[index]
+    if rule is VoteRule.MEAN:
+        found = _with_score(found, fsum(each.score or 0.0 for each in inspections) / len(inspections))
+    return Ballot(inspection=found, index=index, votes=votes)
+
+
+def _badness(inspection: Inspection) -> tuple[bool, float]:
+    return inspection.decision is Decision.FAIL, inspection.score or 0.0
+
+
+def _with_score(inspection: Inspection, score: float) -> Inspection:
+    """The same findings, decided by another score (`fail_on` is `score`)."""
+    bad = score >= inspection.threshold
+    decision, reason = (Decision.FAIL, Reason.ANOMALY) if bad else (Decision.PASS, Reason.OK)
+    return replace(inspection, decision=decision, reason=reason, score=score)
