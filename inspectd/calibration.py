@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from inspectd.errors import CalibrationError, ConfigError
 from inspectd.quality import Look, fault, learn
 from inspectd.recipe import Calibration, Recipe, calibration_path
-from inspectd.records import FailOn, MapF32, ModelIdentity, PixelsU8
+from inspectd.records import FailOn, MapF32, ModelIdentity, PixelsU8, VoteRule
+from inspectd.voting import voted_score
 
 MARGIN = 1e-4
 """How far above a good score the threshold stands at least: what precision and batching may move a score by."""
@@ -64,13 +65,13 @@ class Sample:
 
     `region_peak` is the pixel threshold above which the part surely has no region; `pixels (n,) float32` is an even
     sample of the map inside the region of interest. Both are empty (None, no pixels) for a detector without maps.
-    `look` is how the picture looks, where the recipe wants to know.
+    `looks` is how its pictures look, where the recipe wants to know.
     """
 
     score: float
     region_peak: float | None
     pixels: MapF32
-    look: Look | None = None
+    looks: tuple[Look, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +94,16 @@ class Thresholds:
 
 def calibrate(
     inspector: MeasuresFrames,
-    good_bgr: Iterable[PixelsU8],
-    bad_bgr: Iterable[PixelsU8],
+    good_bgr: Iterable[Sequence[PixelsU8]],
+    bad_bgr: Iterable[Sequence[PixelsU8]],
     target_false_reject_rate: float,
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Calibration, Thresholds]:
-    """Measures frames of good and bad parts, `(H, W, 3) uint8` BGR, and sets the recipe's thresholds.
+    """Measures good and bad parts, each by the frames that vote, `(H, W, 3) uint8` BGR, and sets the thresholds.
 
     Args:
-        progress: called with the number of frames measured so far.
+        progress: called with the number of parts measured so far.
 
     Raises:
         CalibrationError: too few or contradictory samples, or scores that are not finite.
@@ -120,8 +121,9 @@ def calibrate(
         good=found.good,
         bad=found.bad,
         target_false_reject_rate=target_false_reject_rate,
+        vote=recipe.vote,
         measured_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        quality=learn([sample.look for sample in good if sample.look]) if recipe.quality.learn else None,
+        quality=learn([look for sample in good for look in sample.looks]) if recipe.quality.learn else None,
     )
     return calibration, found
 
@@ -254,19 +256,34 @@ def write_calibration(recipe: Recipe, calibration: Calibration) -> Path:
 
 
 def _samples(
-    inspector: MeasuresFrames, frames_bgr: Iterable[PixelsU8], kind: str, progress: Callable[[int], None]
+    inspector: MeasuresFrames, parts_bgr: Iterable[Sequence[PixelsU8]], kind: str, progress: Callable[[int], None]
 ) -> Iterator[Sample]:
-    frames, done = iter(frames_bgr), 0
-    while batch := list(islice(frames, _BATCH)):
-        for measured in inspector.measure_frames(batch):
+    parts, done, recipe = iter(parts_bgr), 0, inspector.recipe
+    while batch := list(islice(parts, _BATCH)):
+        measured = iter(inspector.measure_frames([frame for part in batch for frame in part]))
+        for part in batch:
             done += 1
-            if not measured.finite:
+            own = [next(measured) for _ in part]
+            if not all(frame.finite for frame in own):
                 raise CalibrationError(f"{kind} sample {done}: its score is not finite")
-            wrong = None if measured.look is None else fault(measured.look, inspector.recipe.quality)
-            if wrong is not None:
-                raise CalibrationError(f"{kind} sample {done}: {wrong} (beyond the recipe's [quality]); leave it out")
-            yield sample_of(measured, inspector.recipe)
+            for frame in own:
+                wrong = None if frame.look is None else fault(frame.look, recipe.quality)
+                if wrong is not None:
+                    message = f"{kind} sample {done}: {wrong} (beyond the recipe's [quality]); leave it out"
+                    raise CalibrationError(message)
+            yield voted([sample_of(frame, recipe) for frame in own], recipe.vote.rule)
         progress(done)
+
+
+def voted(samples: Sequence[Sample], rule: VoteRule) -> Sample:
+    """The frames of one part as one sample, by the rule of the recipe; `voting.vote` decides alike."""
+    peaks = [sample.region_peak for sample in samples if sample.region_peak is not None]
+    return Sample(
+        score=voted_score([sample.score for sample in samples], rule),
+        region_peak=voted_score(peaks, rule) if len(peaks) == len(samples) else None,
+        pixels=np.concatenate([sample.pixels for sample in samples]),
+        looks=tuple(look for sample in samples for look in sample.looks),
+    )
 
 
 def sample_of(measured: Measured, recipe: Recipe) -> Sample:
@@ -276,13 +293,14 @@ def sample_of(measured: Measured, recipe: Recipe) -> Sample:
     none. Closing adds pixels, so with it the largest counts.
     """
     anomaly_map = measured.anomaly_map()
+    looks = () if measured.look is None else (measured.look,)
     if anomaly_map is None:
-        return Sample(score=measured.score, region_peak=None, pixels=np.empty(0, np.float32), look=measured.look)
+        return Sample(score=measured.score, region_peak=None, pixels=np.empty(0, np.float32), looks=looks)
     inside = anomaly_map.ravel() if measured.roi is None else anomaly_map[measured.roi]
     area = 1 if recipe.filters.close_px > 1 else min(recipe.filters.min_area_px, inside.size)
     peak = float(np.partition(inside, inside.size - area)[inside.size - area])
     pixels = inside[:: max(1, inside.size // _SAMPLED_PX)].copy()
-    return Sample(score=measured.score, region_peak=peak, pixels=pixels, look=measured.look)
+    return Sample(score=measured.score, region_peak=peak, pixels=pixels, looks=looks)
 
 
 def _pixel_threshold(good: Sequence[Sample], bad: Sequence[Sample], rate: float, fail_on: FailOn) -> float:

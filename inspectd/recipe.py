@@ -181,6 +181,8 @@ class Calibration(Strict):
     good: int = Field(ge=1)
     bad: int = Field(ge=0)
     target_false_reject_rate: float = Field(ge=0, le=1)
+    vote: Vote = Vote()
+    """How the frames of a part voted when it was measured."""
     measured_utc: str
     quality: QualityLimits | None = None
     """Learnt from the good parts, where `quality.learn` asks for it."""
@@ -354,9 +356,18 @@ def load_recipe(path: Path, *, require_thresholds: bool = True) -> Recipe:
         sha256=hashlib.sha256(path.read_bytes() + b"\0" + calibration_bytes).hexdigest(),
         calibration=calibration,
     )
+    if require_thresholds and calibration is not None and calibration.vote != recipe.vote:
+        raise ConfigError(
+            f"{calibration_path(path)}: its thresholds were measured with {_said(calibration.vote)}, this recipe now "
+            f"has {_said(recipe.vote)}: run `inspectd calibrate` again"
+        )
     if require_thresholds:
         _ = recipe.threshold, recipe.pixel_threshold, recipe.quality_limits
     return recipe
+
+
+def _said(vote: Vote) -> str:
+    return f"vote.frames = {vote.frames}, vote.rule = {vote.rule}"
 
 
 def _load_calibration(recipe_path: Path) -> tuple[Calibration | None, bytes]:

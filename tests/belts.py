@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspectd.records import Frame
-from inspectd.sources.triggers import Presence
+from inspectd.sources.presence import Presence
 
 SIZE_PX = 240
 ZONE = (60, 60, 120, 120)
@@ -75,5 +75,5 @@ class Belt:
 def fired_by(belt: Belt, frames: range, presence: Presence | None = None) -> list[int]:
     """The indices of the frames that the trigger asks to inspect."""
     presence = presence or Presence(ZONE)
-    fired = [part.index for index in frames for part in presence.feed(belt.frame(index))]
-    return fired + [part.index for part in presence.flush()]
+    fired = [part.best.index for index in frames for part in presence.feed(belt.frame(index))]
+    return fired + [part.best.index for part in presence.flush()]

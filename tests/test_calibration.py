@@ -24,6 +24,11 @@ def samples(scores, peaks=None) -> list[Sample]:
     ]
 
 
+def grey_parts(*levels: int) -> list[tuple[np.ndarray]]:
+    """One frame a part."""
+    return [(frame,) for frame in grey_frames(*levels)]
+
+
 def grey_frames(*levels: int) -> list[np.ndarray]:
     return [np.full((48, 64, 3), level, np.uint8) for level in levels]
 
@@ -118,7 +123,7 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path, value: float):
 
     inspector = Inspector(bright_recipe(tmp_path, threshold=None), Broken())
     with pytest.raises(CalibrationError, match="bad sample 2"):
-        calibrate(inspector, grey_frames(*range(30)), grey_frames(90, 200), 0.05)
+        calibrate(inspector, grey_parts(*range(30)), grey_parts(90, 200), 0.05)
     with pytest.raises(CalibrationError, match="not finite"):
         threshold_for([0.1] * 30, [value], 0.1)
 
@@ -139,14 +144,14 @@ def test_calibrated_thresholds_pass_the_good_and_fail_the_bad(tmp_path: Path, fa
     path.write_text(f'object = "part"\n{text}\n')
     recipe = load_recipe(path, require_thresholds=False)
     counted: list[int] = []
-    good, bad = grey_frames(*range(20, 62)), grey_frames(120, 160, 200)
+    good, bad = grey_parts(*range(20, 62)), grey_parts(120, 160, 200)
     calibration, found = calibrate(Inspector(recipe, BrightDetector()), good, bad, 0.05, progress=counted.append)
     assert (found.good, found.bad, found.false_reject_rate, found.escape_rate, counted[-1]) == (42, 3, 0.0, 0.0, 45)
     write_calibration(recipe, calibration)
     inspector = Inspector(load_recipe(path), BrightDetector())
     inspector.recipe.require_model(inspector.identity.sha256)
-    assert {found.decision for found in inspector.inspect(good)} == {Decision.PASS}
-    assert {found.decision for found in inspector.inspect(bad)} == {Decision.FAIL}
+    assert {found.decision for found in inspector.inspect([frame for (frame,) in good])} == {Decision.PASS}
+    assert {found.decision for found in inspector.inspect([frame for (frame,) in bad])} == {Decision.FAIL}
 
 
 def test_the_pixel_threshold_leaves_good_parts_nearly_without_regions(tmp_path: Path):
@@ -154,7 +159,7 @@ def test_the_pixel_threshold_leaves_good_parts_nearly_without_regions(tmp_path: 
     rng = np.random.default_rng(4)
     frames = [rng.integers(0, 100, (48, 64, 3), dtype=np.uint8) for _ in range(30)]
     inspector = Inspector(bright_recipe(tmp_path, threshold=None), BrightDetector((48, 64)))
-    calibration, _ = calibrate(inspector, frames, [], 0.05)
+    calibration, _ = calibrate(inspector, [(frame,) for frame in frames], [], 0.05)
     share = np.mean(
         [measured.anomaly_map() >= calibration.pixel_threshold for measured in inspector.measure_frames(frames)]
     )
@@ -164,7 +169,7 @@ def test_the_pixel_threshold_leaves_good_parts_nearly_without_regions(tmp_path: 
 def test_a_detector_without_maps_calibrates_its_score_alone(tmp_path: Path):
     """No pixel ever reaches a pixel threshold of 1; regions cannot be promised at all."""
     inspector = Inspector(bright_recipe(tmp_path, threshold=None), BrightDetector(maps=False))
-    calibration, _ = calibrate(inspector, grey_frames(*range(20)), [], 0.05)
+    calibration, _ = calibrate(inspector, grey_parts(*range(20)), [], 0.05)
     assert calibration.pixel_threshold == 1.0
     blind = [Sample(score=0.1, region_peak=None, pixels=np.empty(0, np.float32))] * 20
     with pytest.raises(CalibrationError, match="needs anomaly maps"):
@@ -174,7 +179,7 @@ def test_a_detector_without_maps_calibrates_its_score_alone(tmp_path: Path):
 def test_the_file_is_written_whole_with_the_model_it_belongs_to(tmp_path: Path):
     """Beside the recipe, no draft left, and read back by `load_recipe`."""
     recipe = bright_recipe(tmp_path, threshold=None)
-    calibration, found = calibrate(Inspector(recipe, BrightDetector()), grey_frames(*range(20)), [], 0.05)
+    calibration, found = calibrate(Inspector(recipe, BrightDetector()), grey_parts(*range(20)), [], 0.05)
     path = write_calibration(recipe, calibration)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["part.calibration.json", "part.toml"]
     assert json.loads(path.read_text())["model_sha256"] == BrightDetector.identity.sha256
@@ -184,7 +189,7 @@ def test_the_file_is_written_whole_with_the_model_it_belongs_to(tmp_path: Path):
 def test_a_recipe_with_a_threshold_of_its_own_is_not_overruled(tmp_path: Path):
     """The file would make the recipe unreadable; the key to delete is named."""
     recipe = bright_recipe(tmp_path, threshold=0.5)
-    calibration, _ = calibrate(Inspector(recipe, BrightDetector()), grey_frames(*range(20)), [], 0.05)
+    calibration, _ = calibrate(Inspector(recipe, BrightDetector()), grey_parts(*range(20)), [], 0.05)
     with pytest.raises(ConfigError, match=r"decision\.threshold: stands here"):
         write_calibration(recipe, calibration)
 
@@ -192,7 +197,7 @@ def test_a_recipe_with_a_threshold_of_its_own_is_not_overruled(tmp_path: Path):
 def test_a_folder_that_is_gone_is_one_line(tmp_path: Path):
     """The file that could not be written is named."""
     recipe = bright_recipe(tmp_path, threshold=None)
-    calibration, _ = calibrate(Inspector(recipe, BrightDetector()), grey_frames(*range(20)), [], 0.05)
+    calibration, _ = calibrate(Inspector(recipe, BrightDetector()), grey_parts(*range(20)), [], 0.05)
     gone = recipe.model_copy(update={"path": tmp_path / "gone" / "part.toml"})
     with pytest.raises(ConfigError, match=r"part\.calibration\.json: No such file"):
         write_calibration(gone, calibration)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inspectd.cli.options import ModelConfig, weights_dir, worker_settings
-from inspectd.errors import ConfigError, ExitCode, SourceError
+from inspectd.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from inspectd.calibration import Thresholds
@@ -55,12 +55,12 @@ def calibrate(
     if recipe.decision.threshold is not None:
         raise ConfigError(f"{recipe.path}: decision.threshold: stands here; delete it to have it measured")
     inspector = _inspector(recipe, config, weights, device, precision)
-    good_frames, bad_frames = (_frames(paths, recipe, presence=presence) for paths in (good, bad or []))
+    good_parts, bad_parts = (_parts(paths, recipe, presence=presence) for paths in (good, bad or []))
     with Console(stderr=True).status("measuring") as status:
         calibration, found = measure(
             inspector,
-            good_frames,
-            bad_frames,
+            good_parts,
+            bad_parts,
             target_false_reject_rate,
             progress=lambda done: status.update(f"measuring: {done} parts"),
         )
@@ -158,14 +158,12 @@ def _inspector(
     return Inspector(recipe, detector)
 
 
-def _frames(paths: list[Path], recipe: Recipe, *, presence: bool) -> Iterator[PixelsU8]:
-    from inspectd.evaluation.recordings import frames_of
+def _parts(paths: list[Path], recipe: Recipe, *, presence: bool) -> Iterator[tuple[PixelsU8, ...]]:
+    from inspectd.evaluation.recordings import parts_of
 
     for path in paths:
-        for frame in frames_of(path, recipe, presence=presence):
-            if frame.damage is not None:
-                raise SourceError(f"{path}: frame {frame.index} is damaged ({frame.damage}); leave it out")
-            yield frame.pixels_bgr
+        for frames in parts_of(path, recipe, presence=presence):
+            yield tuple(frame.pixels_bgr for frame in frames)
 
 
 def _show(found: Thresholds, calibration: Calibration, target: float) -> None:

@@ -12,8 +12,8 @@ from inspectd.records import Frame, TriggerKind
 from inspectd.settings import FileSource, FolderSource, TriggerSettings
 from inspectd.sources.base import EndOfSource, FrameSource
 from inspectd.sources.open import open_source
-from inspectd.sources.triggers import Continuous, Presence
-from inspectd.viewport import box_of
+from inspectd.sources.presence import Part, Parts
+from inspectd.sources.triggers import Continuous
 
 _READ_S = 5.0
 
@@ -28,8 +28,10 @@ def source_of(path: Path) -> FileSource | FolderSource:
     return FileSource(kind="file", path=path, pace="fast")
 
 
-def frames_of(path: Path, recipe: Recipe, *, presence: bool = False) -> Iterator[Frame]:
-    """The frames of a recording to measure, all of them or, of a video, one a part. Images are parts by themselves.
+def parts_of(path: Path, recipe: Recipe, *, presence: bool = False) -> Iterator[tuple[Frame, ...]]:
+    """What of a recording is to be measured: every frame by itself or, of a video, the frames of each part that vote.
+
+    Images are parts by themselves.
 
     Raises:
         ConfigError: the recording is missing or holds no frame.
@@ -37,16 +39,16 @@ def frames_of(path: Path, recipe: Recipe, *, presence: bool = False) -> Iterator
     """
     still = path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
     with closing(open_source(source_of(path))) as source:
-        for frame in chosen(source, recipe, EVERY_PART if presence and not still else EVERY_FRAME):
-            if frame.damage is not None:
-                raise SourceError(f"{path}: frame {frame.index} is damaged: {frame.damage}")
-            yield frame
+        for part in chosen(source, recipe, EVERY_PART if presence and not still else EVERY_FRAME):
+            if part.best.damage is not None:
+                raise SourceError(f"{path}: frame {part.best.index} is damaged: {part.best.damage}")
+            yield part.frames
 
 
 def chosen(
     source: FrameSource, recipe: Recipe, trigger: TriggerSettings, on_read: Callable[[], None] = lambda: None
-) -> Iterator[Frame]:
-    """The frames of an open source that the trigger takes, damaged ones among them, until the source ends.
+) -> Iterator[Part]:
+    """The parts of an open source that the trigger takes, damaged frames among them, until the source ends.
 
     Args:
         on_read: called after each frame of the source, taken or not.
@@ -61,24 +63,16 @@ def chosen(
             return _continuous(_read(source, on_read), trigger)
 
 
-def _continuous(frames: Iterator[Frame], trigger: TriggerSettings) -> Iterator[Frame]:
+def _continuous(frames: Iterator[Frame], trigger: TriggerSettings) -> Iterator[Part]:
     every = Continuous(every_nth=trigger.every_nth)
-    return (frame for frame in frames if frame.damage is not None or every.wants(frame))
+    return (Part(frames=(frame,)) for frame in frames if frame.damage is not None or every.wants(frame))
 
 
-def _parts(frames: Iterator[Frame], recipe: Recipe, trigger: TriggerSettings) -> Iterator[Frame]:
-    presence: Presence | None = None
+def _parts(frames: Iterator[Frame], recipe: Recipe, trigger: TriggerSettings) -> Iterator[Part]:
+    parts = Parts(trigger, recipe)
     for frame in frames:
-        if presence is None:
-            size_wh_px = (frame.pixels_bgr.shape[1], frame.pixels_bgr.shape[0])
-            presence = Presence(
-                trigger.zone_xywh_px or box_of(recipe, size_wh_px),
-                min_part_share=trigger.min_part_share,
-                contrast_levels=trigger.contrast_levels,
-            )
-        yield from presence.feed(frame)
-    if presence is not None:
-        yield from presence.flush()
+        yield from parts.feed(frame)
+    yield from parts.flush()
 
 
 def _read(source: FrameSource, on_read: Callable[[], None]) -> Iterator[Frame]:

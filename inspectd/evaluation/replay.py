@@ -30,7 +30,9 @@ from inspectd.records import (
 )
 from inspectd.settings import TriggerSettings
 from inspectd.sources.open import open_source, probe
+from inspectd.sources.presence import Part
 from inspectd.transport.wire import verdict_body
+from inspectd.voting import Ballot, vote
 
 BATCH = 8
 SESSION = "replay"
@@ -86,11 +88,12 @@ def replay(
         closing(open_source(source_of(path))) as source,
         Evidence(out_dir, pictures=pictures, title=f"{recipe.name} · {path.name}") as evidence,
     ):
-        frames = chosen(source, recipe, trigger, lambda: progress(source.next_index, total))
-        for frame, inspection in _inspected(inspector, frames, batch):
-            verdict = _verdict(inspector, frame, inspection, seq=len(verdicts) + 1, camera=camera_of(path), kind=kind)
+        parts = chosen(source, recipe, trigger, lambda: progress(source.next_index, total))
+        for part, ballot in _inspected(inspector, parts, batch):
+            frame = part.frames[ballot.index]
+            verdict = _verdict(inspector, frame, ballot, seq=len(verdicts) + 1, camera=camera_of(path), kind=kind)
             verdicts.append(verdict)
-            evidence.add(verdict, inspection, frame)
+            evidence.add(verdict, ballot.inspection, frame)
         evidence.finish()
         read = source.next_index
     found = summary(
@@ -126,13 +129,14 @@ def _check(inspector: Inspector, path: Path) -> int | None:
     return info.frames
 
 
-def _inspected(inspector: Inspector, frames: Iterator[Frame], batch: int) -> Iterator[tuple[Frame, Inspection]]:
-    """Frames with their inspections, in order. A damaged frame, or one of an impossible size, is an error unseen."""
-    while group := list(islice(frames, batch)):
-        crops = [_crops(inspector, frame) for frame in group]
-        found = iter(inspector.inspect_crops([crop for crop in crops if crop is not None]))
-        for frame, crop in zip(group, crops, strict=True):
-            yield frame, _corrupt(inspector) if crop is None else next(found)
+def _inspected(inspector: Inspector, parts: Iterator[Part], batch: int) -> Iterator[tuple[Part, Ballot]]:
+    """Parts with the word of their frames, in order. A damaged frame, or one of an impossible size, is an error."""
+    rule = inspector.recipe.vote.rule
+    while group := list(islice(parts, batch)):
+        crops = [[_crops(inspector, frame) for frame in part.frames] for part in group]
+        found = iter(inspector.inspect_crops([crop for each in crops for crop in each if crop is not None]))
+        for part, own in zip(group, crops, strict=True):
+            yield part, vote([_corrupt(inspector) if crop is None else next(found) for crop in own], rule)
 
 
 def _crops(inspector: Inspector, frame: Frame) -> Crops | None:
@@ -149,9 +153,10 @@ def _corrupt(inspector: Inspector) -> Inspection:
 
 
 def _verdict(
-    inspector: Inspector, frame: Frame, inspection: Inspection, *, seq: int, camera: str, kind: TriggerKind
+    inspector: Inspector, frame: Frame, ballot: Ballot, *, seq: int, camera: str, kind: TriggerKind
 ) -> Verdict:
     """The verdict of the contract; a recording has no deadline, is not journaled, and was not captured now."""
+    inspection = ballot.inspection
     height, width = frame.pixels_bgr.shape[:2]
     sound = inspection.decision is not Decision.ERROR
     seen = inspection.infer_ms > 0
@@ -174,6 +179,7 @@ def _verdict(
         frame=FrameInfo(index=frame.index, size_wh_px=(width, height), pts_s=frame.pts_s, time_kind=frame.time_kind),
         model=inspector.identity,
         captured_utc_ns=frame.captured_utc_ns,
+        votes=ballot.votes,
         latency_ms=Latency(infer=inspection.infer_ms, post=inspection.post_ms) if seen else Latency(),
     )
 

@@ -217,6 +217,15 @@ def _share_within(inner_xywh: Box, outer_xywh: Box) -> float:
     return max(0, shared_x) * max(0, shared_y) / (width * height)
 
 
+def overlap_share(left_xywh: Sequence[float], right_xywh: Sequence[float]) -> float:
+    """The intersection of two boxes as a share of the smaller one.
+
+    >>> overlap_share((0, 0, 4, 4), (2, 0, 4, 2))
+    0.5
+    """
+    return float(_overlap(np.asarray([left_xywh], np.float64), np.asarray([right_xywh], np.float64))[0, 0])
+
+
 def _overlap(left: Boxes, right: Boxes) -> NDArray[np.float64]:
     """`(N, M)`: the intersection of boxes as a share of the smaller of the two.
 

@@ -15,7 +15,7 @@ import pytest
 from tests_inspection import BrightDetector, bright_recipe
 
 from inspectd.errors import ConfigError, SourceError
-from inspectd.evaluation.recordings import EVERY_PART, frames_of
+from inspectd.evaluation.recordings import EVERY_PART, parts_of
 from inspectd.evaluation.replay import replay
 from inspectd.images import decode_label_png, read_image_bgr
 from inspectd.inspection import Inspector
@@ -173,7 +173,7 @@ def test_presence_gives_one_verdict_a_part(tmp_path: Path):
     assert [verdict["decision"] for verdict in verdicts] == ["pass", "fail"] * 3
     assert {verdict["trigger"]["kind"] for verdict in verdicts} == {"presence"}
     recipe = bright_recipe(tmp_path)
-    assert len(list(frames_of(tmp_path / "belt.mp4", recipe, presence=True))) == 6
+    assert len(list(parts_of(tmp_path / "belt.mp4", recipe, presence=True))) == 6
 
 
 def test_a_truncated_video_is_an_error_and_no_crash(tmp_path: Path):
@@ -191,9 +191,9 @@ def test_a_truncated_video_is_an_error_and_no_crash(tmp_path: Path):
 def test_nothing_is_measured_from_a_damaged_frame(tmp_path: Path, folder: Path):
     """Calibration must not take the black stand-in of an unreadable image for a good part."""
     with pytest.raises(SourceError, match=r"images: frame 6 is damaged: part6\.png"):
-        list(frames_of(folder, bright_recipe(tmp_path)))
+        list(parts_of(folder, bright_recipe(tmp_path)))
     (folder / "part6.png").unlink()
-    assert len(list(frames_of(folder, bright_recipe(tmp_path), presence=True))) == 11
+    assert len(list(parts_of(folder, bright_recipe(tmp_path), presence=True))) == 11
 
 
 def test_a_folder_that_holds_a_replay_is_not_overwritten(tmp_path: Path, folder: Path):

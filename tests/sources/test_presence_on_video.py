@@ -11,7 +11,7 @@ from daemons import DEMO, shared
 from inspectd.settings import FileSource
 from inspectd.sources.base import EndOfSource
 from inspectd.sources.open import open_source
-from inspectd.sources.triggers import Presence
+from inspectd.sources.presence import Presence
 
 
 def fired_on(path: Path, presence: Presence, *, every: int = 1) -> list[int]:
@@ -22,9 +22,9 @@ def fired_on(path: Path, presence: Presence, *, every: int = 1) -> list[int]:
         try:
             frame = source.read(1.0)
         except EndOfSource:
-            return fired + [part.index for part in presence.flush()]
+            return fired + [part.best.index for part in presence.flush()]
         if frame is not None and frame.index % every == 0:
-            fired += [part.index for part in presence.feed(frame)]
+            fired += [part.best.index for part in presence.feed(frame)]
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -1,0 +1,280 @@
+"""`presence` (contract §4): finds the parts on a belt, each once, at its best moment. Pure: frames in, parts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from inspectd.log import get_logger
+from inspectd.recipe import Recipe
+from inspectd.records import Frame, Sighting
+from inspectd.settings import TriggerSettings
+from inspectd.sources.foreground import Foreground
+from inspectd.sources.moments import SHARP_REACH, Box, Moment, Moments
+from inspectd.sources.tracking import Track, Tracker, overlap_share
+from inspectd.viewport import box_of
+
+SETTLE_S = 0.3
+"""A part that stands so long near the centre is taken there."""
+SETTLE_ASIDE_S = 1.5
+"""A part that stands so long elsewhere, wholly in the zone, is taken there: nobody brings it nearer."""
+GHOST_S = 0.12
+"""What stands so long may be the place of a part that was taken for belt."""
+GHOST_VIEWS = 100
+"""In the first views such a place is looked for without waiting: parts lie in the zone when the daemon starts."""
+LAID_VIEWS = 2
+"""What turns up so soon at the place of a ghost that had fired is the part that had lain there."""
+NEAR_SHARE = 0.2
+"""Near the centre: within so large a share of the zone's longer side."""
+MOVED_PX = 2.0
+"""What is gone without having moved so far in the view was a flicker, no part."""
+GAP_FRAMES = 30
+"""After so many lost frames nothing in the zone is known any more."""
+GAP_S = 3.0
+DAMAGE_AGAIN_S = 1.0
+KNOWN_VIEWS = 30
+"""In so many views that show parts, those that an earlier process has taken are looked for."""
+KNOWN_OVERLAP = 0.5
+USUAL_FRAME_S = 0.04
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """A part to inspect, or a damaged frame to report: its frames, the best first, and where it lies in that one."""
+
+    frames: tuple[Frame, ...]
+    sighting: Sighting | None = None
+
+    @property
+    def best(self) -> Frame:
+        """The frame that is shown."""
+        return self.frames[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A part that an earlier process has taken: where it was, in which frame."""
+
+    sighting: Sighting
+    frame_index: int
+    captured_ns: int
+
+    def bbox_at(self, frame: Frame, *, recorded: bool) -> tuple[float, float, float, float]:
+        """Where it must be by now if the belt ran on as it did: by frames of a recording, by time otherwise."""
+        steps = float(frame.index - self.frame_index)
+        if not recorded:
+            steps = (frame.captured_ns - self.captured_ns) / 1e9 / max(self.sighting.frame_s, 1e-3)
+        (x, y, width, height), (dx, dy) = self.sighting.bbox_xywh_px, self.sighting.step_xy_px
+        return x + steps * dx, y + steps * dy, width, height
+
+
+class Parts:
+    """The parts in a stream whose frames may change their size, and need not be of the size that the zone was set for.
+
+    A frame that the zone does not lie in is handed on as damaged, so that it is answered and never taken for an empty
+    belt.
+
+    Args:
+        taken: parts that an earlier process has taken and that may still lie in the zone.
+        recorded: the stream is a recording, which goes on at the frame where the earlier process left it.
+    """
+
+    def __init__(
+        self, trigger: TriggerSettings, recipe: Recipe, *, taken: Sequence[Taken] = (), recorded: bool = True
+    ) -> None:
+        self._trigger, self._recipe = trigger, recipe
+        self._taken, self._recorded = taken, recorded
+        self._size_wh_px: tuple[int, int] | None = None
+        self._misfit: str | None = None
+        self._presence: Presence
+
+    def feed(self, frame: Frame) -> list[Part]:
+        """Takes every frame of the source, in order; returns the parts to inspect, oldest first."""
+        size = (frame.pixels_bgr.shape[1], frame.pixels_bgr.shape[0])
+        ended: list[Part] = []
+        if size != self._size_wh_px and frame.damage is None:
+            ended = self.flush()
+            self._begin(size)
+        if self._size_wh_px is None:
+            return [Part(frames=(frame,))]  # damaged before anything was seen
+        if self._misfit is not None:
+            frame = replace(frame, damage=frame.damage or self._misfit)
+        return ended + self._presence.feed(frame)
+
+    def flush(self) -> list[Part]:
+        """The source has ended or was interrupted: parts that are still in the zone give their best moments."""
+        return [] if self._size_wh_px is None else self._presence.flush()
+
+    def _begin(self, size_wh_px: tuple[int, int]) -> None:
+        width, height = self._size_wh_px = size_wh_px
+        x, y, w, h = zone = self._trigger.zone_xywh_px or box_of(self._recipe, size_wh_px)
+        inside = x >= 0 and y >= 0 and x + w <= width and y + h <= height
+        self._misfit = None if inside else f"the zone {list(zone)} does not lie in a frame of {width}x{height}"
+        if self._misfit is not None:
+            get_logger().error("zone_outside_frame", zone_xywh_px=list(zone), size_wh_px=[width, height])
+        self._presence = Presence(
+            zone if inside else (0, 0, width, height),
+            min_part_share=self._trigger.min_part_share,
+            contrast_levels=self._trigger.contrast_levels,
+            votes=self._recipe.vote.frames,
+            taken=self._taken,
+            recorded=self._recorded,
+        )
+        self._taken = ()
+
+
+class Presence:
+    """Finds parts: each one that enters the zone is taken once, when it is nearest to the zone's centre.
+
+    It must be seen in two frames at least. A damaged frame is given too, once at the beginning of the damage and then
+    every second: what passed meanwhile was not seen.
+    """
+
+    def __init__(
+        self,
+        zone_xywh_px: Box,
+        *,
+        min_part_share: float = 0.03,
+        contrast_levels: float = 18.0,
+        votes: int = 1,
+        taken: Sequence[Taken] = (),
+        recorded: bool = True,
+    ) -> None:
+        """The zone in full-frame pixels; it must lie in the frame. The others as for `Parts`."""
+        self._zone = zone_xywh_px
+        self._foreground = Foreground(zone_xywh_px, contrast_levels=contrast_levels, min_part_share=min_part_share)
+        self._tracker = Tracker(self._foreground.size_wh)
+        self._votes = votes
+        self._near = NEAR_SHARE * max(self._foreground.size_wh)
+        self._px_per_view_px = zone_xywh_px[2] / self._foreground.size_wh[0]
+        self._waiting: dict[int, Moments | None] = {}
+        """The moments of each track by its name; None once it has been taken."""
+        self._last: Frame | None = None
+        self._frame_s = USUAL_FRAME_S
+        self._damaged_s: float | None = None
+        self._laid: Track | None = None
+        self._laid_view = 0
+        self._views = 0
+        self._taken, self._recorded = list(taken), recorded
+        self._known_views = 0
+        self.parts_dismissed = 0
+        """Patches that came and went like no part does."""
+
+    @property
+    def relearned(self) -> int:
+        """How often the picture of the empty belt was given up and learnt anew."""
+        return self._foreground.relearned
+
+    def feed(self, frame: Frame) -> list[Part]:
+        """Takes every frame of the source, in order; returns the parts to inspect, oldest first."""
+        time_s = frame.captured_ns / 1e9 if frame.pts_s is None else frame.pts_s
+        if frame.damage is not None:
+            return self._damaged(frame, time_s)
+        self._damaged_s = None
+        self._views += 1
+        steps = 1 if self._last is None else max(1, frame.index - self._last.index)
+        fired = self.flush() if steps > GAP_FRAMES or self._jumped(frame) else []
+        self._measure_rate(frame)
+        self._last = frame
+        changes = self._tracker.feed(self._foreground.look(frame.pixels_bgr, time_s), steps, time_s)
+        fired += [part for track in changes.gone if (part := self._left(track)) is not None]
+        seen = [track for track in changes.seen if not self._lay_ghost(track, time_s)]
+        fired += [part for track in seen if (part := self._seen(track, frame, time_s)) is not None]
+        if seen and self._taken:
+            self._known_views += 1
+            self._taken = self._taken if self._known_views < KNOWN_VIEWS else []
+        return _oldest_first(fired)
+
+    def flush(self) -> list[Part]:
+        """The source has ended or was interrupted: parts that are still in the zone give their best moments."""
+        fired = [part for track in self._tracker.tracks if (part := self._left(track)) is not None]
+        self._tracker.tracks = []
+        self._waiting = {}
+        return _oldest_first(fired)
+
+    def _jumped(self, frame: Frame) -> bool:
+        """Whether the stream's own time says that this is another connection, or much later."""
+        if self._last is None or frame.pts_s is None or self._last.pts_s is None:
+            return False
+        return not 0 <= frame.pts_s - self._last.pts_s <= GAP_S
+
+    def _measure_rate(self, frame: Frame) -> None:
+        if self._last is not None and 0 < frame.index - self._last.index <= GAP_FRAMES:
+            spent_s = (frame.captured_ns - self._last.captured_ns) / 1e9 / (frame.index - self._last.index)
+            self._frame_s += 0.1 * (min(max(spent_s, 1e-4), 1.0) - self._frame_s)
+
+    def _damaged(self, frame: Frame, time_s: float) -> list[Part]:
+        if self._damaged_s is not None and 0 <= time_s - self._damaged_s < DAMAGE_AGAIN_S:
+            return []
+        self._damaged_s = time_s
+        return [Part(frames=(frame,))]
+
+    def _seen(self, track: Track, frame: Frame, time_s: float) -> Part | None:
+        """A part in this frame: remembers its best moments; returns it once they are over."""
+        off_centre = self._tracker.off_centre(track.centre_xy)
+        if track.name not in self._waiting:
+            known = self._came_off_fired(track) or self._was_taken(track, frame)
+            moments = None if known else Moments(votes=self._votes, reach=SHARP_REACH * max(self._foreground.size_wh))
+            self._waiting[track.name] = moments
+        moments = self._waiting[track.name]
+        if moments is None:
+            return None
+        box = self._in_frame(track.blob.bbox_xywh)
+        moments.offer(Moment(frame=frame, clipped=track.blob.clipped, off_centre=off_centre, bbox_xywh_px=box))
+        still_s = 0.0 if track.still_since_s is None else time_s - track.still_since_s
+        if not track.blob.clipped and still_s >= (SETTLE_S if off_centre < self._near else SETTLE_ASIDE_S):
+            return self._take(track, moments, standing=True)
+        moving = track.travelled > 0 or self._tracker.pace_xy is not None
+        return self._take(track, moments) if moving and self._tracker.leaves_soon(track) else None
+
+    def _came_off_fired(self, track: Track) -> bool:
+        """Whether a new track is a piece of one that has fired: it had been one blob with it, or with its ghost."""
+        if self._laid is not None and self._views - self._laid_view <= LAID_VIEWS and self._laid.covers(track.blob):
+            return True
+        return track.parent is not None and self._waiting.get(track.parent.name, False) is None
+
+    def _was_taken(self, track: Track, frame: Frame) -> bool:
+        """Whether a new track lies where a part must be by now that an earlier process has taken."""
+        box = self._in_frame(track.blob.bbox_xywh)
+        places = (taken.bbox_at(frame, recorded=self._recorded) for taken in self._taken)
+        return any(overlap_share(box, place) > KNOWN_OVERLAP for place in places)
+
+    def _lay_ghost(self, track: Track, time_s: float) -> bool:
+        """Whether a track is where a part lay when the belt was learnt; if so it is belt from now on."""
+        still = track.still_since_s is not None and time_s - track.still_since_s >= GHOST_S
+        if not (still or self._views <= GHOST_VIEWS) or not self._foreground.is_ghost(track.blob):
+            return False
+        self._foreground.absorb(track.blob)
+        self._tracker.drop(track)
+        if self._waiting.pop(track.name, False) is None:
+            self._laid, self._laid_view = track, self._views
+        self.parts_dismissed += 1
+        return True
+
+    def _left(self, track: Track) -> Part | None:
+        """A part that is gone fires now if it has not; a flicker does not."""
+        moments = self._waiting.pop(track.name, None)
+        if moments is None:
+            return None
+        if track.seen < 2 or track.travelled < MOVED_PX:
+            self.parts_dismissed += 1
+            return None
+        return self._take(track, moments)
+
+    def _take(self, track: Track, moments: Moments, *, standing: bool = False) -> Part:
+        self._waiting[track.name] = None
+        taken = moments.taken(standing=standing)
+        dx, dy = (0.0, 0.0) if standing else track.velocity_xy or self._tracker.pace_xy or (0.0, 0.0)
+        step_xy_px = dx * self._px_per_view_px, dy * self._px_per_view_px
+        sighting = Sighting(bbox_xywh_px=taken[0].bbox_xywh_px, step_xy_px=step_xy_px, frame_s=self._frame_s)
+        return Part(frames=tuple(moment.frame for moment in taken), sighting=sighting)
+
+    def _in_frame(self, bbox_xywh: Box) -> Box:
+        """A box of the view in pixels of the frame."""
+        scale = self._px_per_view_px
+        x, y, width, height = (round(side * scale) for side in bbox_xywh)
+        return self._zone[0] + x, self._zone[1] + y, max(1, width), max(1, height)
+
+
+def _oldest_first(parts: list[Part]) -> list[Part]:
+    return sorted(parts, key=lambda part: part.best.index)

@@ -1,0 +1,163 @@
+"""The presence trigger on rendered belts: every part once, at its best moment, whatever belt and light do."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from belts import DIRECTIONS, ZONE, Belt, fired_by
+
+from inspectd.sources.presence import Presence
+
+STARTS = [180, 320, 455, 620, 760, 930, 1075, 1220]
+
+
+def assert_once_each(belt: Belt, fired: list[int], centred: list[float]) -> None:
+    """One firing for each part, within a frame or two of its middle."""
+    assert len(fired) == len(centred), f"fired {fired}, parts at {centred}"
+    assert np.abs(np.asarray(fired) - np.asarray(centred)).max() <= 2 + 3 / belt.speed_px
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("speed_px", [2.0, 6.0, 17.0, 38.0])
+def test_every_part_fires_once_at_its_middle(direction: str, speed_px: float) -> None:
+    """From a crawl to three views a part, in any direction, on a belt whose grain moves too."""
+    belt = Belt(STARTS, speed_px=speed_px, direction=direction)
+    fired = fired_by(belt, range(int(1400 / speed_px)))
+    assert_once_each(belt, fired, belt.centred_at())
+
+
+@pytest.mark.parametrize("part_level", [20, 150, 240])
+@pytest.mark.parametrize("grain", [0.0, 9.0])
+def test_dark_and_bright_parts_on_smooth_and_coarse_belts(part_level: int, grain: float) -> None:
+    """The belt's own restlessness is learnt, so that grain is no part."""
+    belt = Belt(STARTS, grain=grain, part_level=part_level)
+    assert_once_each(belt, fired_by(belt, range(230)), belt.centred_at())
+
+
+LIGHTS = {
+    "drift": lambda index: 1 + 0.25 * np.sin(index / 40),
+    "step": lambda index: 0.65 if index > 90 else 1.0,
+    "flicker": lambda index: 1 + 0.05 * (index % 2),
+}
+
+
+@pytest.mark.parametrize("light", LIGHTS)
+def test_changes_of_light_are_no_parts(light: str) -> None:
+    """Lamps that drift, flicker or are dimmed at once neither make a part nor hide one."""
+    belt = Belt(STARTS, light=LIGHTS[light])
+    assert_once_each(belt, fired_by(belt, range(230)), belt.centred_at())
+
+
+def test_empty_belt_never_fires() -> None:
+    """Grain, however coarse, is not a part."""
+    assert fired_by(Belt([], grain=9.0, speed_px=5.0), range(300)) == []
+
+
+def test_two_parts_in_the_zone_are_two() -> None:
+    """Neighbours that do not touch are told apart, one behind the other and side by side."""
+    pairs = Belt([200, 255, 480, 535], speed_px=5)
+    assert_once_each(pairs, fired_by(pairs, range(160)), pairs.centred_at())
+    abreast = Belt([200, 200, 480, 480], asides_px=[-29, 29, -29, 29], speed_px=5)
+    fired = fired_by(abreast, range(160))
+    assert fired == pytest.approx([40, 40, 96, 96], abs=3)
+
+
+def test_part_that_stops_in_the_zone_fires_once() -> None:
+    """A belt that halts with a part in the zone, near the middle or not, makes one verdict of it."""
+
+    def halting(index: int) -> float:
+        return 5.0 * min(index, 34) + 5.0 * max(0, index - 134)
+
+    belt = Belt([180, 330], travel=halting)
+    fired = fired_by(belt, range(260))
+    assert len(fired) == 2
+    assert 30 <= fired[0] <= 60
+
+
+def test_part_that_stands_in_the_middle_is_taken_there() -> None:
+    """A stopper holds the part: it is taken once it has settled, and not again while it stands or when it leaves."""
+
+    def held(index: int) -> float:
+        return 6.0 * min(index, 30) + 6.0 * max(0, index - 120)
+
+    belt = Belt([180], travel=held)
+    (fired,) = fired_by(belt, range(200))
+    assert 30 <= fired <= 50
+
+
+@pytest.mark.parametrize("index", [0, 4])
+def test_part_that_lay_there_at_the_start_does_not_spoil_the_next(index: int) -> None:
+    """Where a part hid the belt at the start is learnt again once it has left: all later parts fire once."""
+    belt = Belt([10, *STARTS[1:]], speed_px=6)
+    fired = [each for each in fired_by(belt, range(index, 230)) if each > 40]
+    assert_once_each(belt, fired, belt.centred_at()[1:])
+
+
+def test_part_that_stood_there_at_the_start_leaves_no_ghost() -> None:
+    """A belt that begins to run later than the daemon: the bare place of the first part is not taken for one."""
+    belt = Belt([0, *STARTS[1:]], travel=lambda index: 6.0 * max(0, index - 50))
+    fired = [each for each in fired_by(belt, range(280)) if each > 90]
+    assert_once_each(belt, fired, [50 + start / 6 for start in STARTS[1:]])
+
+
+def test_lost_frames_are_reckoned_with() -> None:
+    """Gaps in the index, as a busy machine makes them, cost no part and double none."""
+    belt, rng = Belt(STARTS, speed_px=5.0), random.Random(4)
+    presence = Presence(ZONE)
+    kept = [index for index in range(280) if rng.random() > 0.3]
+    fired = [part.best.index for index in kept for part in presence.feed(belt.frame(index))]
+    assert len(fired) == len(STARTS)
+    assert np.abs(np.asarray(fired) - belt.centred_at()).max() <= 5
+
+
+def test_end_of_the_source_fires_what_is_in_the_zone() -> None:
+    """A recording that ends with a part before the middle still makes its verdict."""
+    belt = Belt([180], speed_px=6.0)
+    presence = Presence(ZONE)
+    assert [part for index in range(28) for part in presence.feed(belt.frame(index))] == []
+    assert [part.best.index for part in presence.flush()] == [27]
+    assert presence.flush() == []
+
+
+def test_interruption_ends_what_was_in_the_zone() -> None:
+    """After a long gap, or another connection's clock, nothing before it is followed on."""
+    belt = Belt([180, 700], speed_px=6.0)
+    presence = Presence(ZONE)
+    for index in range(28):
+        assert presence.feed(belt.frame(index)) == []
+    assert [part.best.index for part in presence.feed(belt.frame(90))] == [27]
+    later = [replace(belt.frame(index), pts_s=index / 25 - 3.6) for index in range(91, 140)]
+    assert [part.best.index for each in later for part in presence.feed(each)] == [117]
+
+
+def test_damage_is_reported_once_a_stretch_and_every_second() -> None:
+    """Parts may pass unseen behind damage: its first frame is given for a verdict, then one each second."""
+    belt = Belt([], speed_px=6.0)
+    presence = Presence(ZONE)
+    given = []
+    for index in range(100):
+        each = belt.frame(index)
+        damaged = replace(each, damage="decode error") if 20 <= index < 50 or index == 80 else each
+        given += [part.best.index for part in presence.feed(damaged)]
+    assert given == [20, 45, 80]
+
+
+def test_damaged_frames_do_not_unsettle_the_tracking() -> None:
+    """A short stretch of damage while a part passes neither doubles nor loses it."""
+    belt = Belt(STARTS, speed_px=5.0)
+    presence = Presence(ZONE)
+    fired = []
+    for index in range(280):
+        each = belt.frame(index)
+        broken = index % 60 in (30, 31)
+        black = replace(each, pixels_bgr=np.zeros_like(each.pixels_bgr), damage="lost")
+        fired += [part for part in presence.feed(black if broken else each) if part.best.damage is None]
+    assert [part.best.index for part in fired] == pytest.approx(belt.centred_at(), abs=4)
+
+
+def test_small_specks_are_no_parts() -> None:
+    """What covers less than `min_part_share` of the zone passes unnoticed."""
+    assert fired_by(Belt(STARTS), range(230), Presence(ZONE, min_part_share=0.2)) == []
