@@ -23,6 +23,7 @@ from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import CameraState
 from inspectd.settings import Settings
 from inspectd.sources.open import probe
+from inspectd.sources.presence import presence_error
 from inspectd.stages.lifecycle import Charge, Stage, live
 from inspectd.stages.notify import Notifier
 from inspectd.stages.restarts import Restarts
@@ -116,14 +117,10 @@ class Supervisor:
         sizes = {}
         for name, camera in self._settings.cameras.items():
             width, height = probe(camera.source).size_wh_px
-            error = frame_size_error(self._recipes[name], (width, height))
+            recipe, size = self._recipes[name], (width, height)
+            error = frame_size_error(recipe, size) or presence_error(self._settings, name, recipe, size)
             if error is not None:
                 raise ConfigError(error)
-            x, y, w, h = camera.trigger.zone_xywh_px or (0, 0, 1, 1)
-            if x < 0 or y < 0 or w < 1 or h < 1 or x + w > width or y + h > height:
-                raise ConfigError(
-                    f"cameras.{name}.trigger.zone_xywh_px: {[x, y, w, h]} does not lie in the frame of {width}x{height}"
-                )
             sizes[name] = width * height * 3
         return sizes
 

@@ -16,7 +16,7 @@ from inspectd.records import (
     TriggerKind,
     Verdict,
 )
-from inspectd.transport.tickets import Row
+from inspectd.transport.tickets import Row, Shot
 from inspectd.transport.wire import Result
 
 RECIPE = RecipeInfo(name="bottle", sha256="ab" * 32)
@@ -47,6 +47,23 @@ def a_row(seq: int, **fields: Any) -> Row:
         "result_ns": 0,
     }
     return Row(**sound | fields)
+
+
+def a_shot(**fields: Any) -> Shot:
+    """A further frame of a part."""
+    sound: dict[str, Any] = {
+        "slot": 1,
+        "slot_generation": 2,
+        "frame_index": 7,
+        "width_px": 64,
+        "height_px": 48,
+        "pts_s": 0.28,
+        "captured_ns": 2_000,
+        "captured_utc_ns": 1_700_000_000_040_000_000,
+        "capture_ms": 0.5,
+        "time_kind": TimeKind.FILE,
+    }
+    return Shot(**sound | fields)
 
 
 def a_result(seq: int, **fields: Any) -> Result:

@@ -23,6 +23,7 @@ from inspectd.records import Frame, PixelsU8
 from inspectd.settings import Settings
 from inspectd.sources.base import FrameSource
 from inspectd.sources.open import open_source, probe
+from inspectd.sources.presence import presence_error
 
 SOCKET_PATH_BYTES = 107
 FRAME_PATIENCE_S = 5.0
@@ -203,6 +204,11 @@ def _recipe(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> Itera
 
     def load() -> str:
         loaded.append(load_recipe(path))
+        for camera in (camera for camera in frames if _uses(settings, camera, name)):
+            height, width = frames[camera].shape[:2]
+            error = presence_error(settings, camera, loaded[0], (width, height))
+            if error is not None:
+                raise ConfigError(error)
         return _thresholds(loaded[0])
 
     yield _try("recipe", name, load)

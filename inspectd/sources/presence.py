@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from inspectd.log import get_logger
 from inspectd.recipe import Recipe
-from inspectd.records import Frame, Sighting
-from inspectd.settings import TriggerSettings
+from inspectd.records import Frame, Sighting, TriggerKind
+from inspectd.settings import Settings, TriggerSettings
 from inspectd.sources.foreground import Foreground
 from inspectd.sources.moments import SHARP_REACH, Box, Moment, Moments
 from inspectd.sources.tracking import Track, Tracker, overlap_share
@@ -68,6 +68,30 @@ class Taken:
         return x + steps * dx, y + steps * dy, width, height
 
 
+def presence_error(settings: Settings, name: str, recipe: Recipe, size_wh_px: tuple[int, int]) -> str | None:
+    """Why a camera's zone and its recipe's votes cannot be had with frames of that size, in one line; or None."""
+    camera, frames = settings.cameras[name], recipe.vote.frames
+    zone = camera.trigger.zone_xywh_px
+    if zone is not None and not _lies_in(zone, size_wh_px):
+        width, height = size_wh_px
+        return f"cameras.{name}.trigger.zone_xywh_px: {list(zone)} does not lie in the frame of {width}x{height}"
+    if frames == 1:
+        return None
+    if TriggerKind(camera.trigger.kind) is not TriggerKind.PRESENCE:
+        kind = camera.trigger.kind
+        return f'{recipe.path}: vote.frames: {frames} needs trigger.kind = "presence"; cameras.{name} has "{kind}"'
+    most = min(camera.slots, settings.worker.max_batch)
+    if frames > most:
+        key = f"cameras.{name}.slots" if most == camera.slots else "worker.max_batch"
+        return f"{recipe.path}: vote.frames: {frames} frames of a part need {key} = {frames} or more (it is {most})"
+    return None
+
+
+def _lies_in(zone_xywh_px: Box, size_wh_px: tuple[int, int]) -> bool:
+    x, y, width, height = zone_xywh_px
+    return min(x, y) >= 0 and min(width, height) > 0 and x + width <= size_wh_px[0] and y + height <= size_wh_px[1]
+
+
 class Parts:
     """The parts in a stream whose frames may change their size, and need not be of the size that the zone was set for.
 
@@ -107,8 +131,8 @@ class Parts:
 
     def _begin(self, size_wh_px: tuple[int, int]) -> None:
         width, height = self._size_wh_px = size_wh_px
-        x, y, w, h = zone = self._trigger.zone_xywh_px or box_of(self._recipe, size_wh_px)
-        inside = x >= 0 and y >= 0 and x + w <= width and y + h <= height
+        zone = self._trigger.zone_xywh_px or box_of(self._recipe, size_wh_px)
+        inside = _lies_in(zone, size_wh_px)
         self._misfit = None if inside else f"the zone {list(zone)} does not lie in a frame of {width}x{height}"
         if self._misfit is not None:
             get_logger().error("zone_outside_frame", zone_xywh_px=list(zone), size_wh_px=[width, height])

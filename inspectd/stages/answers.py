@@ -98,7 +98,8 @@ def as_error(verdict: Verdict, reason: Reason) -> Verdict:
     )
 
 
-def _with_result(verdict: Verdict, result: Result, row: Row, now_ns: int) -> Verdict:
+def _with_result(verdict: Verdict, result: Result, accepted: Row, now_ns: int) -> Verdict:
+    row = accepted.seen_in(result.shot)
     found = replace(
         verdict,
         decision=result.decision,
@@ -109,6 +110,9 @@ def _with_result(verdict: Verdict, result: Result, row: Row, now_ns: int) -> Ver
         regions_truncated=result.regions_truncated,
         mask=result.mask,
         model=result.model,
+        frame=_frame(row),
+        captured_utc_ns=row.captured_utc_ns or None,
+        votes=result.votes,
         latency_ms=_latency(row, result, now_ns),
     )
     if result.decision is Decision.ERROR:

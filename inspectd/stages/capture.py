@@ -9,27 +9,29 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from inspectd.errors import SourceError
 from inspectd.log import get_logger
 from inspectd.records import CameraState, Frame, PixelsU8, Reason, TriggerKind
 from inspectd.settings import DropSource, FileSource, FolderSource
-from inspectd.sources import triggers
 from inspectd.sources.base import EndOfSource, FrameSource
 from inspectd.sources.gates import Gates
 from inspectd.sources.open import open_source
+from inspectd.sources.presence import Part, Parts, Taken
 from inspectd.sources.timing import Backoff
+from inspectd.sources.triggers import Continuous
 from inspectd.stages.lifecycle import Life
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import CommandLine, Outbox, stage_endpoint
-from inspectd.transport.tickets import ROWS, NewRow
-from inspectd.viewport import box_of
+from inspectd.transport.tickets import ROWS, NewRow, Shot
 
 READ_S = 0.05
 FULL_S = 0.002
 SILENT_LIMIT_NS = 2_000_000_000
+MOST_IN_ZONE = 32
+"""Parts that can lie in a zone at the same time: so many are told to a new generation."""
 
 
 def work(life: Life) -> None:
@@ -61,10 +63,8 @@ class Capture:
         self._kind = TriggerKind(self._camera.trigger.kind)
         self._simulated = isinstance(self._camera.source, FileSource | FolderSource | DropSource)
         self._fast = getattr(self._camera.source, "pace", None) == "fast"
-        self._continuous = triggers.Continuous(
-            every_nth=self._camera.trigger.every_nth, max_fps=self._camera.trigger.max_fps
-        )
-        self._presence: triggers.Presence | None = None
+        self._continuous = Continuous(every_nth=self._camera.trigger.every_nth, max_fps=self._camera.trigger.max_fps)
+        self._parts: Parts | None = None
         self._gates = Gates(
             self._camera, self._recipe, slot_bytes=self._ring.slot_bytes, inspected=self._last_inspected()
         )
@@ -118,7 +118,7 @@ class Capture:
             if row is None:
                 break
             if row.frame_index >= 0:
-                return row.frame_index + 1
+                return max([row.frame_index, *(shot.frame_index for shot in row.shots)]) + 1
         return 0
 
     def _open(self, start_index: int) -> FrameSource:
@@ -167,7 +167,7 @@ class Capture:
 
     def _end(self) -> None:
         """The recording is through: its last part is inspected, then only the heart beats."""
-        for part in self._presence.flush() if self._presence is not None else ():
+        for part in self._parts.flush() if self._parts is not None else ():
             self._inspect(part)
         self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
         self._view.state = CameraState.ENDED
@@ -200,55 +200,70 @@ class Capture:
         if self._kind is TriggerKind.PRESENCE:
             self._watch_for_parts(frame)
         elif self._continuous.wants(frame) or frame.damage is not None:
-            self._inspect(frame)
+            self._inspect(Part(frames=(frame,)))
 
     def _watch_for_parts(self, frame: Frame) -> None:
         """One inspection for each part, and errors while no part could be seen: one may have passed."""
         if self._gates.blind(frame):
             if self._gates.tell_blind(frame):
-                self._inspect(frame)
+                self._inspect(Part(frames=(frame,)))
             return
-        if self._presence is None:
-            self._presence = self._new_presence(frame)
-        for part in self._presence.feed(frame):
+        if self._parts is None:
+            self._parts = self._begin_presence()
+        for part in self._parts.feed(frame):
             self._inspect(part)
 
-    def _new_presence(self, frame: Frame) -> triggers.Presence:
-        height, width = frame.pixels_bgr.shape[:2]
-        settings = self._camera.trigger
-        return triggers.Presence(
-            settings.zone_xywh_px or box_of(self._recipe, (width, height)),
-            min_part_share=settings.min_part_share,
-            contrast_levels=settings.contrast_levels,
-        )
+    def _begin_presence(self) -> Parts:
+        """A generation that replaces another does not take again what that one took.
 
-    def _inspect(self, frame: Frame) -> None:
-        """Accepts a frame with its pixels, or as an error where a gate says so or the ring is full."""
-        gate = self._gates.refuse(frame)
-        slot = None if gate is Reason.FRAME_CORRUPT else self._slot()
-        if slot is None and gate is None:
+        While nobody looked a part may have passed: of a live camera that is one error. A recording has waited.
+        """
+        last = self._view.row(self._view.high_water)
+        replaces = self._life.charge.generation > 1 and not self._simulated
+        if replaces and (last is None or last.gate is not Reason.CAMERA_LOST):
+            self._accept_error(Reason.CAMERA_LOST)
+        return Parts(self._camera.trigger, self._recipe, taken=self._taken_before(), recorded=self._simulated)
+
+    def _taken_before(self) -> list[Taken]:
+        """The parts that earlier generations took lately: they may still lie in the zone."""
+        last = self._view.high_water
+        rows = (self._view.row(seq) for seq in range(max(1, last - MOST_IN_ZONE + 1), last + 1))
+        return [
+            Taken(sighting=row.sighting, frame_index=row.frame_index, captured_ns=row.captured_ns)
+            for row in rows
+            if row is not None and row.sighting is not None
+        ]
+
+    def _inspect(self, part: Part) -> None:
+        """Accepts a part with its pixels, or as an error where a gate says so or the ring is full."""
+        gate = self._gates.refuse(part.best)
+        slots = [] if gate is Reason.FRAME_CORRUPT else self._slots(len(part.frames))
+        if not slots and gate is None:
             if self._camera.trigger.when_full == "skip" and self._kind is TriggerKind.CONTINUOUS:
                 self._view.frames_skipped += 1
                 return
             gate = Reason.OVERLOAD
-        self._accept(self._row(frame, gate=gate), frame, slot)
+        self._accept(self._row(part, gate=gate), part.frames, slots)
 
-    def _slot(self) -> int | None:
-        """A free slot; a recording that is read as fast as possible waits for one."""
-        slot = self._ring.claim(self._view.answered_through)
-        while slot is None and self._fast and not self._stopping():
+    def _slots(self, count: int) -> list[int]:
+        """Free slots for the frames of one part; a recording that is read as fast as possible waits for them."""
+        slots = self._ring.claim(self._view.answered_through, count)
+        while not slots and self._fast and not self._stopping():
             self._life.beat()
             time.sleep(FULL_S)
-            slot = self._ring.claim(self._view.answered_through)
-        return slot
+            slots = self._ring.claim(self._view.answered_through, count)
+        return slots
 
-    def _row(self, frame: Frame, *, gate: Reason | None) -> NewRow:
+    def _row(self, part: Part, *, gate: Reason | None) -> NewRow:
+        """The row of a part; its deadline counts from the first of its frames, so that it holds for each of them."""
         now_ns = time.monotonic_ns()
+        frame, *others = part.frames
         height, width = frame.pixels_bgr.shape[:2]
-        deadline_ns = 0 if self._fast else frame.arrived_ns + round(self._recipe.deadline_ms * 1e6)
+        accepted_ns = min(each.arrived_ns for each in part.frames)
+        deadline_ns = 0 if self._fast else accepted_ns + round(self._recipe.deadline_ms * 1e6)
         return NewRow(
             trigger_kind=self._kind,
-            accepted_ns=frame.arrived_ns,
+            accepted_ns=accepted_ns,
             deadline_ns=deadline_ns,
             frame_index=frame.index,
             width_px=width,
@@ -260,13 +275,19 @@ class Capture:
             time_kind=frame.time_kind,
             gate=gate,
             simulated=self._simulated,
+            shots=tuple(_shot(each, now_ns) for each in others),
+            sighting=part.sighting,
         )
 
-    def _accept(self, row: NewRow, frame: Frame | None, slot: int | None) -> int | None:
+    def _accept(self, row: NewRow, frames: Sequence[Frame] = (), slots: Sequence[int] = ()) -> int | None:
         """The acceptance itself. None where the table is full: then nothing was accepted, and it is counted."""
-        if slot is not None and frame is not None:
-            generation = self._ring.write(slot, frame.pixels_bgr, self._view.high_water + 1)
-            row = replace(row, slot=slot, slot_generation=generation)
+        if slots:
+            (slot, generation), *others = (self._written(*each) for each in zip(slots, frames, strict=True))
+            shots = tuple(
+                replace(shot, slot=at, slot_generation=written)
+                for shot, (at, written) in zip(row.shots, others, strict=True)
+            )
+            row = replace(row, slot=slot, slot_generation=generation, shots=shots)
         seq = self._view.accept(row)
         while seq is None and self._fast and not self._stopping():
             self._life.beat()
@@ -277,6 +298,10 @@ class Capture:
         else:
             self._wake()
         return seq
+
+    def _written(self, slot: int, frame: Frame) -> tuple[int, int]:
+        """Puts a frame of the next row into a slot; gives the slot and its generation."""
+        return slot, self._ring.write(slot, frame.pixels_bgr, self._view.high_water + 1)
 
     def _accept_error(self, reason: Reason) -> None:
         """Accepts something that no frame belongs to, already decided."""
@@ -289,7 +314,7 @@ class Capture:
             gate=reason,
             simulated=self._simulated,
         )
-        self._accept(row, None, None)
+        self._accept(row)
 
     def _wake(self) -> None:
         for outbox in self._wakes:
@@ -335,7 +360,7 @@ class Capture:
                 gate=Reason.NOT_READY if not self._accepting() else None,
                 simulated=self._simulated,
             )
-            seq = self._accept(row, None, None)
+            seq = self._accept(row)
             if seq is not None:
                 self._remember(command["trigger_id"])
             if seq is not None and row.gate is None:
@@ -349,13 +374,13 @@ class Capture:
         )  # once: two triggers may share a frame, that is no repeated picture
         for request in ready:
             self._requests.remove(request)
-            slot = None if gate is not None else self._slot()
-            if slot is None:
+            slots = [] if gate is not None else self._slots(1)
+            if not slots:
                 self._view.decide(request.seq, gate or Reason.OVERLOAD)
             else:
-                generation = self._ring.write(slot, frame.pixels_bgr, request.seq)
-                row = self._row(frame, gate=None)
-                self._view.fill(request.seq, replace(row, slot=slot, slot_generation=generation))
+                generation = self._ring.write(slots[0], frame.pixels_bgr, request.seq)
+                row = self._row(Part(frames=(frame,)), gate=None)
+                self._view.fill(request.seq, replace(row, slot=slots[0], slot_generation=generation))
             self._wake()
 
     def _answer_overdue_requests(self, now_ns: int) -> None:
@@ -383,3 +408,19 @@ class Capture:
         missed, self._missed_before = source.frames_missed - self._missed_before, source.frames_missed
         if missed and self._accepting():
             self._view.frames_skipped += missed
+
+
+def _shot(frame: Frame, now_ns: int) -> Shot:
+    """A further frame of a part, before it has a slot."""
+    return Shot(
+        slot=-1,
+        slot_generation=0,
+        frame_index=frame.index,
+        width_px=frame.pixels_bgr.shape[1],
+        height_px=frame.pixels_bgr.shape[0],
+        pts_s=frame.pts_s,
+        captured_ns=frame.captured_ns,
+        captured_utc_ns=frame.captured_utc_ns,
+        capture_ms=(now_ns - frame.captured_ns) / 1e6,
+        time_kind=frame.time_kind,
+    )

@@ -20,7 +20,7 @@ from inspectd.images import encode_label_png
 from inspectd.inspection import CropDetector, Crops, Inspector
 from inspectd.log import get_logger
 from inspectd.recipe import Recipe
-from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason
+from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason, VoteRule
 from inspectd.sources.open import probe
 from inspectd.stages.batching import Batcher, Ticket
 from inspectd.stages.lifecycle import Life, Stage
@@ -29,6 +29,7 @@ from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import Inbox, Outbox, stage_endpoint, wait
 from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Result, result_bytes
+from inspectd.voting import Ballot, vote
 
 IDLE_S = 0.02
 LOADING_LIMIT_NS = 600_000_000_000
@@ -102,7 +103,7 @@ class Worker:
         for ticket in self._batcher.hopeless(now_ns):
             self._release(ticket)
             inspector = self._inspectors[ticket.group]
-            self._send(ticket, inspector, _refusal(Reason.OVERLOAD, inspector), now_ns)
+            self._send(ticket, inspector, vote([_refusal(Reason.OVERLOAD, inspector)], VoteRule.WORST), now_ns)
         batch = self._batcher.take(now_ns)
         if batch:
             self._run(batch)
@@ -142,14 +143,16 @@ class Worker:
             width, height = self._frame_size_wh_px(inspector.recipe)
             noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
             self._beats.forget()
-            deadline_ms = inspector.recipe.deadline_ms
+            deadline_ms, frames = inspector.recipe.deadline_ms, inspector.recipe.vote.frames
             enough_ms = deadline_ms - reserve_ms if self._has_deadline(inspector.recipe) else math.inf
-            frame_ms = _best_ms(inspector, noise, enough_ms)
+            frame_ms = _best_ms(inspector, noise, enough_ms / frames)
             self._batcher.measured(1, round(frame_ms * 1e6))
-            if frame_ms > enough_ms:
+            part_ms = frame_ms * frames
+            if part_ms > enough_ms:
+                needs = "one frame takes" if frames == 1 else f"{frames} frames (vote.frames) take"
                 raise ConfigError(
-                    f"{inspector.recipe.path}: deadline_ms: {deadline_ms:g} is shorter than one frame takes here "
-                    f"({frame_ms:.0f} ms and {reserve_ms:g} ms of publish_reserve_ms); allow more, or less work a frame"
+                    f"{inspector.recipe.path}: deadline_ms: {deadline_ms:g} is shorter than {needs} here "
+                    f"({part_ms:.0f} ms and {reserve_ms:g} ms of publish_reserve_ms); allow more, or less work a frame"
                 )
         self._frame_step_ns = self._beats.slowest_ns
         self._limit_silence(1)
@@ -209,18 +212,21 @@ class Worker:
         previewed = self._previewed(batch, taken_ns)
         inspector.keep_maps = bool(previewed)
         crops = [self._crops(inspector, ticket) for ticket in batch]
-        sound = [(ticket, crop) for ticket, crop in zip(batch, crops, strict=True) if isinstance(crop, Crops)]
+        sound = [crop for own in crops for crop in own if isinstance(crop, Crops)]
         self._limit_silence(max(1, len(sound)))
-        inspections = iter(inspector.inspect_crops([crop for _, crop in sound]) if sound else [])
+        inspections = iter(inspector.inspect_crops(sound) if sound else [])
         done_ns = time.monotonic_ns()
         if sound:
             self._batcher.measured(len(sound), done_ns - taken_ns)
-        for ticket, crop in zip(batch, crops, strict=True):
+        for ticket, own in zip(batch, crops, strict=True):
             self._life.beat()
-            inspection = _refusal(crop, inspector) if isinstance(crop, Reason) else next(inspections)
-            self._send(ticket, inspector, inspection, taken_ns)
-            if ticket in previewed and isinstance(crop, Crops):
-                self._send_preview(ticket, crop, preview_jpeg(crop, inspection, inspector.recipe.pixel_threshold))
+            found = [_refusal(crop, inspector) if isinstance(crop, Reason) else next(inspections) for crop in own]
+            ballot = vote(found, inspector.recipe.vote.rule)
+            self._send(ticket, inspector, ballot, taken_ns)
+            shown = own[ballot.index]
+            if ticket in previewed and isinstance(shown, Crops):
+                jpeg = preview_jpeg(shown, ballot.inspection, inspector.recipe.pixel_threshold)
+                self._send_preview(ticket, shown, jpeg)
 
     def _previewed(self, batch: list[Ticket], now_ns: int) -> list[Ticket]:
         """The frames of a batch whose pictures somebody wants to see."""
@@ -236,23 +242,21 @@ class Worker:
         head = {"camera": ticket.camera, "seq": ticket.row.seq, "size_wh_px": [width, height]}
         self._results.send([b"", json.dumps(head).encode(), jpeg])
 
-    def _crops(self, inspector: Inspector, ticket: Ticket) -> Crops | Reason:
-        """The model's input, copied out of the slot, which is free from then on; or why there is none."""
-        ring, row = self._stations[ticket.camera].ring, ticket.row
-        size_wh_px = (row.width_px, row.height_px)
+    def _crops(self, inspector: Inspector, ticket: Ticket) -> list[Crops | Reason]:
+        """The model's input, copied out of the slots of the part, which are free from then on; or why there is none."""
+        ring = self._stations[ticket.camera].ring
         try:
-            pixels = ring.view(row.slot, row.slot_generation, row.height_px, row.width_px)
-            if pixels is None or inspector.frame_size_error(size_wh_px) is not None:
-                return Reason.FRAME_CORRUPT
-            crops = inspector.crop(pixels)
-            return crops if ring.still(row.slot, row.slot_generation) else Reason.FRAME_CORRUPT
+            return [_crop(inspector, ring, ticket.row.seen_in(shot)) for shot in range(ticket.frames)]
         finally:
             self._release(ticket)
 
     def _release(self, ticket: Ticket) -> None:
-        self._stations[ticket.camera].ring.release(ticket.row.slot, ticket.row.slot_generation)
+        ring = self._stations[ticket.camera].ring
+        for row in map(ticket.row.seen_in, range(ticket.frames)):
+            ring.release(row.slot, row.slot_generation)
 
-    def _send(self, ticket: Ticket, inspector: Inspector, inspection: Inspection, taken_ns: int) -> None:
+    def _send(self, ticket: Ticket, inspector: Inspector, ballot: Ballot, taken_ns: int) -> None:
+        inspection = ballot.inspection
         mask_png = _encoded(inspection)
         place = None
         if mask_png is not None and inspection.mask is not None:
@@ -273,9 +277,11 @@ class Worker:
             mask=place,
             recipe=self._stations[ticket.camera].recipe.info,  # the inspector's may be its twin by another name
             model=inspector.identity,
-            queue_ms=_queue_ms(ticket.row, taken_ns),
+            queue_ms=_queue_ms(ticket.row.seen_in(ballot.index), taken_ns),
             infer_ms=infer_ms,
             post_ms=max(0.0, (now_ns - taken_ns) / 1e6 - infer_ms),
+            shot=ballot.index,
+            votes=ballot.votes,
         )
         body = [result_bytes(result)] if mask_png is None else [result_bytes(result), mask_png]
         generation = self._results.send(body)
@@ -284,6 +290,15 @@ class Worker:
             view.results_dropped += 1
             generation = self._table.publisher_generation
         view.mark_result(ticket.row.seq, generation, now_ns)
+
+
+def _crop(inspector: Inspector, ring: Ring, row: Row) -> Crops | Reason:
+    """The model's input, copied out of one slot; or why there is none."""
+    pixels = ring.view(row.slot, row.slot_generation, row.height_px, row.width_px)
+    if pixels is None or inspector.frame_size_error((row.width_px, row.height_px)) is not None:
+        return Reason.FRAME_CORRUPT
+    crops = inspector.crop(pixels)
+    return crops if ring.still(row.slot, row.slot_generation) else Reason.FRAME_CORRUPT
 
 
 def _refusal(reason: Reason, inspector: Inspector) -> Inspection:

@@ -1,6 +1,6 @@
 """One row of the ticket table: an accepted frame or trigger, as a record and as words in shared memory.
 
-A row is its words, further looks at the part, and two texts. The order of the words matters in one place: `slot`
+A row is its words, further shots at the part, and two texts. The order of the words matters in one place: `slot`
 stands before whatever `fill` gives, words are read in their order, and `fill` stores `slot` last. So a reader that
 sees the slot sees its frame.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from inspectd.records import Reason, Sighting, TimeKind, TriggerKind
 from inspectd.transport.memory import WORD_BYTES, fence
 
-MOST_LOOKS = 7
+MOST_SHOTS = 7
 """Frames of the same part that a row can name besides its own."""
 MOST_MEMBERS = 8
 """Cameras of a station."""
@@ -41,7 +41,7 @@ CAPTURED = (
     "simulated",
     "trigger_id_bytes",
     "part_id_bytes",
-    "looks",
+    "shots",
     *_SIGHTING,
     *_MEMBERS,
 )
@@ -50,11 +50,11 @@ FOUND = ("result_ns", "result_publisher", "result_seq")
 """The words that the worker writes; they count where `result_seq` is the row's own, for a row is used again."""
 AT: Mapping[str, int] = {name: index for index, name in enumerate((*CAPTURED, *FOUND))}
 WORDS = 48
-_LOOK = struct.Struct("<5qd2qdq")
-_LOOKS = slice(WORDS, WORDS + MOST_LOOKS * _LOOK.size // WORD_BYTES)
+_SHOT = struct.Struct("<5qd2qdq")
+_SHOTS = slice(WORDS, WORDS + MOST_SHOTS * _SHOT.size // WORD_BYTES)
 TEXT_BYTES = 512
 """128 characters (as `control` allows) of four bytes."""
-_TEXTS = slice(_LOOKS.stop, _LOOKS.stop + 2 * TEXT_BYTES // WORD_BYTES)
+_TEXTS = slice(_SHOTS.stop, _SHOTS.stop + 2 * TEXT_BYTES // WORD_BYTES)
 ROW_WORDS = _TEXTS.stop
 FILLED = CAPTURED[CAPTURED.index("slot") + 1 : CAPTURED.index("trigger_kind")]
 
@@ -66,7 +66,7 @@ Words = memoryview  # of signed 8-byte words: one row, or one row's place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Shot:
     """A further frame of the part that a row is about, for the vote: where its pixels are, and what it is."""
 
     slot: int
@@ -86,7 +86,7 @@ class NewRow:
     """What capture knows of a frame or trigger that it is about to accept.
 
     `accepted_ns` is what the deadline counts from; `deadline_ns` is absolute, 0 for none. `slot` is -1 where there are
-    no pixels: a trigger whose frame is still to come, or a row that `gate` has decided already. `looks` are further
+    no pixels: a trigger whose frame is still to come, or a row that `gate` has decided already. `shots` are further
     frames of the same part. `members` is for the row of a station: the seq of each of its cameras' rows on the part, 0
     where there is none yet.
     """
@@ -108,7 +108,7 @@ class NewRow:
     capture_ms: float = 0.0
     time_kind: TimeKind = TimeKind.ARRIVAL
     gate: Reason | None = None
-    looks: tuple[Look, ...] = ()
+    shots: tuple[Shot, ...] = ()
     sighting: Sighting | None = None
     members: tuple[int, ...] = ()
 
@@ -121,15 +121,21 @@ class Row(NewRow):
     result_publisher: int = 0
     result_ns: int = 0
 
+    def seen_in(self, shot: int) -> Row:
+        """The same row with another of its frames as its own: 0 is the one it has, 1 the first of `shots`."""
+        if not 0 < shot <= len(self.shots):
+            return self
+        return replace(self, **asdict(self.shots[shot - 1]))
+
 
 def encode(row: NewRow) -> tuple[dict[str, int], bytes]:
     """The words that capture writes for a row, without `seq`, and its two texts.
 
     Raises:
-        ValueError: an id is too long, or there are too many looks or members.
+        ValueError: an id is too long, or there are too many shots or members.
     """
-    if len(row.looks) > MOST_LOOKS or len(row.members) > MOST_MEMBERS:
-        raise ValueError(f"{len(row.looks)} looks, {len(row.members)} members: {MOST_LOOKS}, {MOST_MEMBERS} at most")
+    if len(row.shots) > MOST_SHOTS or len(row.members) > MOST_MEMBERS:
+        raise ValueError(f"{len(row.shots)} shots, {len(row.members)} members: {MOST_SHOTS}, {MOST_MEMBERS} at most")
     trigger_id, part_id = _text_bytes("trigger_id", row.trigger_id), _text_bytes("part_id", row.part_id)
     words = {name: int(getattr(row, name)) for name in ("slot", "accepted_ns", "deadline_ns", "simulated")}
     words |= _frame_words(row)
@@ -137,7 +143,7 @@ def encode(row: NewRow) -> tuple[dict[str, int], bytes]:
     words["gate"] = gate_code(row.gate)
     words["trigger_id_bytes"] = -1 if row.trigger_id is None else len(trigger_id)
     words["part_id_bytes"] = -1 if row.part_id is None else len(part_id)
-    words["looks"] = len(row.looks)
+    words["shots"] = len(row.shots)
     words |= _sighting_words(row.sighting)
     words |= dict(zip(_MEMBERS, (*row.members, *(MOST_MEMBERS - len(row.members)) * (0,)), strict=True))
     return words, trigger_id.ljust(TEXT_BYTES, b"\0") + part_id.ljust(TEXT_BYTES, b"\0")
@@ -153,10 +159,10 @@ def store(place: Words, row: NewRow, after_step: Callable[[str], None]) -> None:
     for name, word in words.items():
         place[AT[name]] = word
         after_step(name)
-    if row.looks:
-        looks = b"".join(map(_look_bytes, row.looks)).ljust(MOST_LOOKS * _LOOK.size, b"\0")
-        place[_LOOKS] = memoryview(looks).cast("q")
-    after_step("look_words")
+    if row.shots:
+        shots = b"".join(map(_shot_bytes, row.shots)).ljust(MOST_SHOTS * _SHOT.size, b"\0")
+        place[_SHOTS] = memoryview(shots).cast("q")
+    after_step("shot_words")
     place[_TEXTS] = memoryview(texts).cast("q")
     after_step("texts")
 
@@ -177,12 +183,12 @@ def load(place: Words, seq: int) -> Row | None:
     slot = place[AT["slot"]]
     fence()
     words = place[:WORDS].tolist()
-    looks = place[_LOOKS].tobytes() if words[AT["looks"]] else b""
+    shots = place[_SHOTS].tobytes() if words[AT["shots"]] else b""
     texts = place[_TEXTS].tobytes()
     fence()
     if place[AT["seq"]] != seq:
         return None
-    return _row(seq, slot, words, looks, texts)
+    return _row(seq, slot, words, shots, texts)
 
 
 def join(place: Words, member: int, seq: int) -> None:
@@ -221,7 +227,7 @@ def _frame_words(row: NewRow) -> dict[str, int]:
     }
 
 
-def _row(seq: int, slot: int, words: list[int], looks: bytes, texts: bytes) -> Row:
+def _row(seq: int, slot: int, words: list[int], shots: bytes, texts: bytes) -> Row:
     def word(name: str) -> int:
         return words[AT[name]]
 
@@ -246,7 +252,7 @@ def _row(seq: int, slot: int, words: list[int], looks: bytes, texts: bytes) -> R
         simulated=bool(word("simulated")),
         trigger_id=_text(texts[:TEXT_BYTES], word("trigger_id_bytes")),
         part_id=_text(texts[TEXT_BYTES:], word("part_id_bytes")),
-        looks=_looks(looks, word("looks")),
+        shots=_shots(shots, word("shots")),
         sighting=_sighting(words),
         members=_without_end([words[AT[name]] for name in _MEMBERS]),
         result_publisher=word("result_publisher") if has_result else 0,
@@ -254,31 +260,31 @@ def _row(seq: int, slot: int, words: list[int], looks: bytes, texts: bytes) -> R
     )
 
 
-def _look_bytes(look: Look) -> bytes:
-    return _LOOK.pack(
-        look.slot,
-        look.slot_generation,
-        look.frame_index,
-        look.width_px,
-        look.height_px,
-        math.nan if look.pts_s is None else look.pts_s,
-        look.captured_ns,
-        look.captured_utc_ns,
-        look.capture_ms,
-        _TIME_KINDS.index(look.time_kind),
+def _shot_bytes(shot: Shot) -> bytes:
+    return _SHOT.pack(
+        shot.slot,
+        shot.slot_generation,
+        shot.frame_index,
+        shot.width_px,
+        shot.height_px,
+        math.nan if shot.pts_s is None else shot.pts_s,
+        shot.captured_ns,
+        shot.captured_utc_ns,
+        shot.capture_ms,
+        _TIME_KINDS.index(shot.time_kind),
     )
 
 
-def _looks(packed: bytes, count: int) -> tuple[Look, ...]:
-    return tuple(map(_look, _LOOK.iter_unpack(packed[: max(0, count) * _LOOK.size])))
+def _shots(packed: bytes, count: int) -> tuple[Shot, ...]:
+    return tuple(map(_shot, _SHOT.iter_unpack(packed[: max(0, count) * _SHOT.size])))
 
 
-def _look(values: tuple[Any, ...]) -> Look:
-    fields = dict(zip(Look.__dataclass_fields__, values, strict=True))
+def _shot(values: tuple[Any, ...]) -> Shot:
+    fields = dict(zip(Shot.__dataclass_fields__, values, strict=True))
     pts_s, kind = fields["pts_s"], fields["time_kind"]
     fields["pts_s"] = pts_s if math.isfinite(pts_s) else None
     fields["time_kind"] = _time_kind(kind)
-    return Look(**fields)
+    return Shot(**fields)
 
 
 def _time_kind(word: int) -> TimeKind:

@@ -18,9 +18,9 @@ from inspectd.transport.memory import WORD_BYTES, Segment, fence
 from inspectd.transport.rows import (
     AT,
     ROW_WORDS,
-    Look,
     NewRow,
     Row,
+    Shot,
     Words,
     fill,
     gate_code,
@@ -30,7 +30,7 @@ from inspectd.transport.rows import (
     unreadable,
 )
 
-__all__ = ["CameraView", "ChildView", "Look", "NewRow", "Row", "Table"]
+__all__ = ["CameraView", "ChildView", "NewRow", "Row", "Shot", "Table"]
 
 MAGIC = 0x494E_5350_5449_434B
 VERSION = 4
@@ -153,7 +153,7 @@ class CameraView(_Record):
 
         Raises:
             ValueError: an id is longer than 512 bytes in UTF-8 (128 characters always fit), or there are too many
-                looks; nothing was accepted.
+                shots; nothing was accepted.
         """
         seq = self.high_water + 1
         if seq - self.answered_through > self._count:

@@ -26,6 +26,8 @@ from inspectd.records import (
     RecipeInfo,
     Region,
     Verdict,
+    VoteRule,
+    Votes,
 )
 
 
@@ -71,7 +73,7 @@ class Result:
     """What a worker found for one accepted frame. `worker_generation` lets the publisher drop a dead worker's words.
 
     `reason` is `OK` or `ANOMALY` with a score, any other with `score` None. Milliseconds come from the worker's clock
-    readings of the one monotonic clock.
+    readings of the one monotonic clock. `shot` says which of the row's frames decided, and is shown.
     """
 
     camera: int
@@ -89,6 +91,8 @@ class Result:
     queue_ms: float
     infer_ms: float
     post_ms: float
+    shot: int = 0
+    votes: Votes | None = None
 
 
 def schema(name: Schema) -> dict[str, Any]:
@@ -167,6 +171,7 @@ def verdict_body(verdict: Verdict) -> bytes:
             "recipe": asdict(verdict.recipe),
             "model": _model_body(verdict.model),
             "captured_utc": None if verdict.captured_utc_ns is None else utc_text(verdict.captured_utc_ns),
+            "votes": _optional(verdict.votes),
             "deadline_ms": verdict.deadline_ms,
             "journaled": verdict.journaled,
             "latency_ms": _latency_body(verdict.latency_ms),
@@ -234,10 +239,15 @@ def result_from_bytes(body: bytes) -> Result:
                 "mask": None if mask is None else MaskPlace(**mask | {k: tuple(mask[k]) for k in _PLACE}),
                 "recipe": RecipeInfo(**fields["recipe"]),
                 "model": ModelIdentity(**fields["model"]),
+                "votes": _votes(fields["votes"]),
             }
         )
     except (KeyError, TypeError, ValueError) as error:
         raise TransportError(f"not a worker's result: {error}") from error
+
+
+def _votes(fields: dict[str, Any] | None) -> Votes | None:
+    return None if fields is None else Votes(**fields | {"rule": VoteRule(fields["rule"])})
 
 
 _PLACE = ("origin_xy_px", "size_wh_px")
@@ -247,7 +257,7 @@ def _region(fields: dict[str, Any]) -> Region:
     return Region(**fields | {key: tuple(fields[key]) for key in ("bbox_xywh_px", "centroid_xy_px")})
 
 
-def _optional(record: FrameInfo | MaskPlace | None) -> dict[str, Any] | None:
+def _optional(record: FrameInfo | MaskPlace | Votes | None) -> dict[str, Any] | None:
     return None if record is None else asdict(record)
 
 

@@ -7,9 +7,9 @@ import math
 from typing import Any
 
 import pytest
-from tests_records import MODEL, RECIPE, a_result, a_row
+from tests_records import MODEL, RECIPE, a_result, a_row, a_shot
 
-from inspectd.records import Decision, MaskPlace, Reason, RecipeInfo, Region, TimeKind, Verdict
+from inspectd.records import Decision, MaskPlace, Reason, RecipeInfo, Region, TimeKind, Verdict, VoteRule, Votes
 from inspectd.stages.answers import freeze, verdict_of
 from inspectd.stages.ledger import Answer
 
@@ -43,6 +43,18 @@ def test_verdict_says_how_its_time_is_known(kind: TimeKind) -> None:
         verdict = verdict_on(outcome, time_kind=kind, captured_ns=500)
         assert json.loads(freeze(verdict, None).body)["frame"]["time_kind"] == kind
         assert verdict.latency_ms.total == pytest.approx(2.0005)
+
+
+def test_verdict_shows_the_frame_that_decided() -> None:
+    """Of several frames of a part the worker says which one is shown; time and latency are that frame's."""
+    shots = (a_shot(), a_shot(frame_index=3, captured_ns=1_500, pts_s=None))
+    votes = Votes(rule=VoteRule.WORST, frames=3, failed=0)
+    verdict = verdict_on(a_result(1, shot=2, votes=votes), shots=shots)
+    assert verdict.frame is not None
+    assert (verdict.frame.index, verdict.frame.pts_s, verdict.votes) == (3, None, votes)
+    assert verdict.latency_ms.total == pytest.approx(1.9995)
+    assert verdict_on(Reason.LATE, shots=shots).frame.index == 0
+    assert json.loads(freeze(verdict, None).body)["votes"] == {"rule": "worst", "frames": 3, "failed": 0}
 
 
 def test_missing_score_is_an_error() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests_records import a_row
+from tests_records import a_row, a_shot
 
 from inspectd.stages.batching import Batcher, Ticket
 
@@ -13,8 +13,9 @@ def a_batcher(max_batch: int = 3) -> Batcher:
     return Batcher(max_batch=max_batch, max_wait_ns=WAIT_NS, reserve_ns=20)
 
 
-def a_ticket(seq: int, *, arrived_ns: int = 0, deadline_ns: int = 0, group: int = 0) -> Ticket:
-    return Ticket(camera=0, group=group, row=a_row(seq, deadline_ns=deadline_ns), arrived_ns=arrived_ns)
+def a_ticket(seq: int, *, arrived_ns: int = 0, deadline_ns: int = 0, group: int = 0, frames: int = 1) -> Ticket:
+    row = a_row(seq, deadline_ns=deadline_ns, shots=(a_shot(),) * (frames - 1))
+    return Ticket(camera=0, group=group, row=row, arrived_ns=arrived_ns)
 
 
 def seqs(tickets: list[Ticket]) -> list[int]:
@@ -100,5 +101,24 @@ def test_one_slow_batch_never_stops_the_worker() -> None:
     batcher.measured(1, 10_000)
     for seq in (1, 2):
         batcher.add(a_ticket(seq, deadline_ns=500 + seq))
+    assert seqs(batcher.hopeless(0)) == [1]
+    assert seqs(batcher.take(0)) == [2]
+
+
+def test_frames_of_a_part_count_each_and_stay_together() -> None:
+    """A part of three frames fills a batch of three, and is never cut where it no longer fits."""
+    batcher = a_batcher(max_batch=4)
+    for seq, frames in ((1, 3), (2, 2), (3, 2)):
+        batcher.add(a_ticket(seq, frames=frames))
+    assert seqs(batcher.take(0)) == [1]
+    assert seqs(batcher.take(0)) == [2, 3]
+
+
+def test_part_that_its_deadline_has_no_time_for_is_hopeless() -> None:
+    """Time is reckoned for all its frames."""
+    batcher = a_batcher()
+    batcher.measured(1, 40)
+    batcher.add(a_ticket(1, deadline_ns=120, frames=3))
+    batcher.add(a_ticket(2, deadline_ns=150, frames=3))
     assert seqs(batcher.hopeless(0)) == [1]
     assert seqs(batcher.take(0)) == [2]

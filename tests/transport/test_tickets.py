@@ -25,10 +25,10 @@ from inspectd.errors import TransportError
 from inspectd.records import CameraState, Reason, Sighting, TimeKind, TriggerKind
 from inspectd.transport.memory import FOLDER, Segment, sweep
 from inspectd.transport.rows import FILLED, encode
-from inspectd.transport.tickets import CameraView, Look, NewRow, Row, Table
+from inspectd.transport.tickets import CameraView, NewRow, Row, Shot, Table
 
 ROWS = 4
-LOOK = Look(
+SHOT = Shot(
     slot=5,
     slot_generation=8,
     frame_index=2**40,
@@ -40,7 +40,7 @@ LOOK = Look(
     capture_ms=0.1,
     time_kind=TimeKind.RTCP,
 )
-STEPS = ("opened", *encode(row_of(1))[0], "look_words", "texts", "named", "accepted")
+STEPS = ("opened", *encode(row_of(1))[0], "shot_words", "texts", "named", "accepted")
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_the_head_says_who_and_what(name: str) -> None:
         {"trigger_kind": TriggerKind.PRESENCE, "deadline_ns": 0, "captured_utc_ns": 2**62},
         *({"gate": reason} for reason in Reason),
         *({"time_kind": kind} for kind in TimeKind),
-        {"looks": (LOOK,), "members": (0, 2**40)},
-        {"looks": (replace(LOOK, pts_s=None), *6 * (LOOK,)), "members": tuple(range(1, 9))},
+        {"shots": (SHOT,), "members": (0, 2**40)},
+        {"shots": (replace(SHOT, pts_s=None), *6 * (SHOT,)), "members": tuple(range(1, 9))},
         {"sighting": Sighting(bbox_xywh_px=(-3, 5, 70, 1), step_xy_px=(-0.5, 1e9), frame_s=0.04)},
     ],
 )
@@ -115,9 +115,9 @@ def test_every_field_comes_back_as_it_was_accepted(view: CameraView, more: dict[
 def test_looks_of_an_earlier_row_at_the_same_place_are_not_read(view: CameraView) -> None:
     """A row without further frames names none, whatever stood there before."""
     for seq in range(1, 2 * ROWS + 1):
-        view.accept(row_of(seq, looks=(LOOK,) if seq <= ROWS else ()))
+        view.accept(row_of(seq, shots=(SHOT,) if seq <= ROWS else ()))
         view.answered_through = seq
-    assert view.row(2 * ROWS).looks == ()
+    assert view.row(2 * ROWS).shots == ()
 
 
 def test_a_station_row_takes_in_its_cameras_one_by_one(view: CameraView) -> None:
@@ -129,8 +129,8 @@ def test_a_station_row_takes_in_its_cameras_one_by_one(view: CameraView) -> None
 
 def test_more_looks_than_a_row_holds_are_refused_and_nothing_is_accepted(view: CameraView) -> None:
     """No frame of a part is ever left out of its row."""
-    with pytest.raises(ValueError, match="8 looks"):
-        view.accept(row_of(1, looks=8 * (LOOK,)))
+    with pytest.raises(ValueError, match="8 shots"):
+        view.accept(row_of(1, shots=8 * (SHOT,)))
     assert view.high_water == 0
 
 
