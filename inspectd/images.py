@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from enum import StrEnum
 from pathlib import Path
 
 import cv2
@@ -24,6 +25,80 @@ def bgr_to_rgb(pixels_bgr: PixelsU8) -> PixelsU8:
 def rgb_to_bgr(pixels_rgb: PixelsU8) -> PixelsU8:
     """A copy of `(H, W, 3) uint8` pixels with blue first."""
     return np.asarray(cv2.cvtColor(pixels_rgb, cv2.COLOR_RGB2BGR), dtype=np.uint8)
+
+
+class RawFormat(StrEnum):
+    """How pixels lie in a camera's buffer. Words of more than eight bits are little-endian."""
+
+    MONO8 = "Mono8"
+    MONO10 = "Mono10"
+    MONO12 = "Mono12"
+    MONO16 = "Mono16"
+    BAYER_RG8 = "BayerRG8"
+    BAYER_GR8 = "BayerGR8"
+    BAYER_GB8 = "BayerGB8"
+    BAYER_BG8 = "BayerBG8"
+    RGB8 = "RGB8"
+    RGBA8 = "RGBa8"
+    BGR8 = "BGR8"
+    BGRA8 = "BGRa8"
+    YUYV = "YUV422_8"
+    UYVY = "YUV422_8_UYVY"
+    NV12 = "NV12"
+
+
+_BYTES_A_PIXEL = {
+    RawFormat.MONO10: 2,
+    RawFormat.MONO12: 2,
+    RawFormat.MONO16: 2,
+    RawFormat.RGB8: 3,
+    RawFormat.BGR8: 3,
+    RawFormat.RGBA8: 4,
+    RawFormat.BGRA8: 4,
+    RawFormat.YUYV: 2,
+    RawFormat.UYVY: 2,
+}
+_SHIFTS = {RawFormat.MONO10: 2, RawFormat.MONO12: 4, RawFormat.MONO16: 8}
+_TO_BGR = {
+    RawFormat.MONO8: cv2.COLOR_GRAY2BGR,
+    RawFormat.BAYER_RG8: cv2.COLOR_BayerRGGB2BGR,
+    RawFormat.BAYER_GR8: cv2.COLOR_BayerGRBG2BGR,
+    RawFormat.BAYER_GB8: cv2.COLOR_BayerGBRG2BGR,
+    RawFormat.BAYER_BG8: cv2.COLOR_BayerBGGR2BGR,
+    RawFormat.RGB8: cv2.COLOR_RGB2BGR,
+    RawFormat.RGBA8: cv2.COLOR_RGBA2BGR,
+    RawFormat.BGRA8: cv2.COLOR_BGRA2BGR,
+    RawFormat.YUYV: cv2.COLOR_YUV2BGR_YUYV,
+    RawFormat.UYVY: cv2.COLOR_YUV2BGR_UYVY,
+    RawFormat.NV12: cv2.COLOR_YUV2BGR_NV12,
+}
+
+
+def raw_to_bgr(raw: PixelsU8, form: RawFormat, size_wh_px: tuple[int, int], *, stride_bytes: int = 0) -> PixelsU8:
+    """A camera's buffer `(n,) uint8` as `(H, W, 3) uint8` BGR, eight bits a channel; a copy.
+
+    `stride_bytes` is the length of a line with its padding, 0 where lines have none.
+
+    Raises:
+        ValueError: the buffer holds fewer bytes than the picture has.
+    """
+    width, height = size_wh_px
+    rows = height * 3 // 2 if form is RawFormat.NV12 else height
+    row_bytes = width * _BYTES_A_PIXEL.get(form, 1)
+    stride = max(row_bytes, stride_bytes)
+    needed = stride * (rows - 1) + row_bytes
+    if raw.size < needed:
+        raise ValueError(f"incomplete: {raw.size} bytes of {needed}")
+    lines = np.lib.stride_tricks.as_strided(raw, (rows, row_bytes), (stride, 1), writeable=False)
+    packed = np.ascontiguousarray(lines)
+    if form in _SHIFTS:
+        grey = (packed.view("<u2") >> _SHIFTS[form]).clip(0, 255).astype(np.uint8)
+        return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
+    channels = row_bytes // width
+    picture = packed.reshape(rows, width, channels) if channels > 1 else packed
+    if form is RawFormat.BGR8:
+        return picture.copy()
+    return np.asarray(cv2.cvtColor(picture, _TO_BGR[form]), dtype=np.uint8)
 
 
 def read_image_bgr(path: Path) -> PixelsU8:

@@ -104,6 +104,9 @@ def _frame_size(value: tuple[int, int]) -> tuple[int, int]:
 FrameSize = Annotated[tuple[int, int], AfterValidator(_frame_size)]
 
 
+V4l2Format = Literal["MJPG", "YUYV", "UYVY", "NV12", "GREY", "Y10", "Y12", "Y16", "BGR3", "RGB3"]
+
+
 class RtspSource(Strict):
     """`kind = "rtsp"`: a network camera, RTSP over TCP."""
 
@@ -175,7 +178,70 @@ class DropSource(Strict):
         return "fast"
 
 
-Source = Annotated[FileSource | FolderSource | DropSource | RtspSource | MjpegSource, Field(discriminator="kind")]
+class V4l2Source(Strict):
+    """`kind = "v4l2"`: a camera of the kernel's (USB Video Class, CSI, capture card).
+
+    Size, format, exposure, gain, focus and white balance that are given must be in force, or the camera counts as lost:
+    thresholds were measured with them. Another rate than asked for is a warning.
+    """
+
+    kind: Literal["v4l2"]
+    device: Path
+    """`/dev/v4l/by-id/…` (the stable name; its last part is enough) or `/dev/videoN`."""
+    size_wh_px: FrameSize = (1280, 720)
+    format: V4l2Format | None = None
+    """The pixel format; default: what OpenCV finds first, mostly YUYV. USB carries full size and rate as MJPG only."""
+    fps: float | None = Field(default=None, gt=0, le=1000)
+    exposure_us: float | None = Field(default=None, gt=0, le=10_000_000)
+    """Exposure time; switches the automatic off. The kernel counts in 100 µs."""
+    gain: int | None = None
+    focus: int | None = None
+    """Focus in the device's steps; switches the automatic off."""
+    white_balance_k: int | None = Field(default=None, ge=1000, le=20_000)
+    """Colour temperature; switches the automatic off."""
+    open_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    silence_s: float = Field(default=2.0, gt=0.1, le=60)
+    """No frame for this long means the camera is lost."""
+    frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
+    """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
+
+    @field_validator("device")
+    @classmethod
+    def _by_id(cls, value: Path) -> Path:
+        return Path("/dev/v4l/by-id") / value if len(value.parts) == 1 else value
+
+    @property
+    def max_size_wh_px(self) -> tuple[int, int]:
+        """The shared memory is sized by the very size that is asked for."""
+        return self.size_wh_px
+
+
+class GenicamSource(Strict):
+    """`kind = "genicam"`: a GigE Vision, USB3 Vision or other camera by a vendor's GenTL producer."""
+
+    kind: Literal["genicam"]
+    serial: str = Field(min_length=1, max_length=64)
+    """The camera's serial number; `inspectd cameras` shows it."""
+    producers: tuple[Path, ...] = ()
+    """The vendor's `.cti` files; default: all in the folders of GENICAM_GENTL64_PATH."""
+    features: dict[str, bool | int | float | str] = {}
+    """Features by name, set in this order, read back and compared; true runs a command. Triggers are features too."""
+    max_size_wh_px: FrameSize = (1920, 1080)
+    """The largest frame that is taken; the shared memory is sized by it."""
+    open_timeout_s: float = Field(default=15.0, gt=0, le=60)
+    """Producers take seconds to find cameras."""
+    silence_s: float = Field(default=2.0, gt=0.1, le=86_400)
+    """No frame for this long means the camera is lost; with a hardware trigger, longer than the line stands still."""
+    frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
+    """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
+    exposure_lag_ms: float = Field(default=0.0, ge=0, le=10_000)
+    """From the middle of the exposure to the moment that the buffer's timestamp stands for, after mapping."""
+
+
+Source = Annotated[
+    FileSource | FolderSource | DropSource | RtspSource | MjpegSource | V4l2Source | GenicamSource,
+    Field(discriminator="kind"),
+]
 
 
 class TriggerSettings(Strict):
@@ -395,6 +461,8 @@ def _anchored(settings: Settings, base: Path) -> Settings:
         match source:
             case FileSource() | FolderSource():
                 return source.model_copy(update={"path": anchor(source.path)})
+            case GenicamSource(producers=producers):
+                return source.model_copy(update={"producers": tuple(anchor(each) for each in producers)})
             case DropSource(index=index):
                 index = state_dir / "drop" / name if index is None else anchor(index)
                 return source.model_copy(update={"path": anchor(source.path), "index": index})

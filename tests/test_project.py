@@ -108,7 +108,7 @@ def test_example_configuration_loads(path: Path) -> None:
 def test_an_example_for_every_kind_of_source() -> None:
     """Whoever has another kind of camera finds a file to start from."""
     kinds = {camera.source.kind for path in CONFIGS[1:] for camera in load_settings(path).cameras.values()}
-    assert kinds == {"drop", "file", "folder", "mjpeg", "rtsp"}
+    assert kinds == {"drop", "file", "folder", "genicam", "mjpeg", "rtsp", "v4l2"}
 
 
 def test_defaults_in_comments_are_the_defaults(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from daemons import PATIENCE_S, ROOT, Daemon, file_camera, model_toml, shared
 from inspectd.errors import ExitCode
 
 UNIT = ROOT / "systemd" / "inspectd.service"
-GPU = ROOT / "systemd" / "inspectd.service.d" / "gpu.conf"
+DROP_INS = ROOT / "systemd" / "inspectd.service.d"
 MakeDaemon = Callable[..., Daemon]
 
 
@@ -26,14 +26,15 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.fixture(params=["plain", "gpu"])
+@pytest.fixture(params=[(), ("gpu",), ("camera",), ("camera", "gpu")], ids=["plain", "gpu", "camera", "both"])
 def installed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The unit as installed, without and with the drop-in for GPUs; its program is one that exists here."""
+    """The unit as installed, without and with drop-ins; its program is one that exists here."""
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/inspectd/bin/inspectd", "/bin/true"))
     assert "ExecStart=/bin/true run" in unit.read_text()
-    if request.param == "gpu":
-        shutil.copytree(GPU.parent, tmp_path / GPU.parent.name)
+    (tmp_path / DROP_INS.name).mkdir()
+    for name in request.param:
+        shutil.copy(DROP_INS / f"{name}.conf", tmp_path / DROP_INS.name)
     return unit
 
 

@@ -47,7 +47,10 @@ class Arrival:
 
 
 class Connection(Protocol):
-    """One connection to one camera, used by the thread of its reader alone."""
+    """One connection to one camera, used by the thread of its reader alone, but for `notes`."""
+
+    notes: tuple[str, ...]
+    """What a person should know of the camera as it opened, one line each: settings that it did not take."""
 
     def open(self) -> None:
         """Connects; may block for as long as the settings allow.
@@ -111,6 +114,11 @@ class LiveCamera:
             raise SourceLost(f"{name}: {MOST_READERS} earlier connections still hang; waiting for them to end")
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         self._thread.start()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the camera as it opened."""
+        return self._connection.notes
 
     def read(self, timeout_s: float) -> Frame | None:
         """The next frame, or None."""

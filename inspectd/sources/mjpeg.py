@@ -29,6 +29,8 @@ FASTEST_S = 0.002
 class MjpegConnection:
     """A `Connection` to one URL. Its user and password reach that host alone, and no message."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, settings: MjpegSource) -> None:
         """Nothing is opened yet."""
         width, height = settings.max_size_wh_px

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from inspectd.settings import DropSource, FileSource, FolderSource, MjpegSource, RtspSource, Source
+from inspectd.settings import (
+    DropSource,
+    FileSource,
+    FolderSource,
+    GenicamSource,
+    MjpegSource,
+    RtspSource,
+    Source,
+    V4l2Source,
+)
 from inspectd.sources.base import FrameSource, SourceInfo
 from inspectd.sources.drops import DropFolder
 from inspectd.sources.files import Recording
 from inspectd.sources.folders import folder_shots, image_paths, probe_folder
-from inspectd.sources.live import LiveCamera, Patience
+from inspectd.sources.genicam import GenicamConnection
+from inspectd.sources.live import Connection, LiveCamera, Patience
 from inspectd.sources.mjpeg import MjpegConnection
 from inspectd.sources.rtsp import RtspCamera, redact
+from inspectd.sources.v4l2 import V4l2Connection
 from inspectd.sources.videos import probe_video, video_shots
 
 
@@ -24,7 +35,7 @@ def probe(settings: Source) -> SourceInfo:
             return probe_video(settings.path)
         case FolderSource():
             return probe_folder(settings.path, settings.rate_fps)
-        case DropSource() | RtspSource() | MjpegSource():
+        case DropSource() | RtspSource() | MjpegSource() | V4l2Source() | GenicamSource():
             return SourceInfo(size_wh_px=settings.max_size_wh_px)
 
 
@@ -61,11 +72,23 @@ def open_source(settings: Source, *, start_index: int = 0) -> FrameSource:
             return DropFolder(settings, start_index=start_index)
         case RtspSource():
             return RtspCamera(settings, start_index=start_index)
+        case MjpegSource() | V4l2Source() | GenicamSource():
+            return _live(settings, start_index)
+
+
+def _live(settings: MjpegSource | V4l2Source | GenicamSource, start_index: int) -> LiveCamera:
+    connection: Connection
+    match settings:
         case MjpegSource():
-            return LiveCamera(
-                MjpegConnection(settings),
-                name=redact(settings.url),
-                size_wh_px=settings.max_size_wh_px,
-                patience=Patience(open_s=settings.open_timeout_s, silence_s=settings.silence_s),
-                start_index=start_index,
-            )
+            connection, name = MjpegConnection(settings), redact(settings.url)
+        case V4l2Source():
+            connection, name = V4l2Connection(settings), str(settings.device)
+        case GenicamSource():
+            connection, name = GenicamConnection(settings), f"camera {settings.serial}"
+    return LiveCamera(
+        connection,
+        name=name,
+        size_wh_px=settings.max_size_wh_px,
+        patience=Patience(open_s=settings.open_timeout_s, silence_s=settings.silence_s),
+        start_index=start_index,
+    )

@@ -11,6 +11,7 @@ CAMERA_BUFFER_S = 0.1
 """So far behind, a camera's own buffers still hold a frame; later it is lost."""
 GAP_S = 0.5
 """No packet for so long is a gap: what arrives next was waiting somewhere."""
+CLOCK_WINDOW_NS = 5_000_000_000
 CATCH_UP_S = 2.0
 """A backlog that takes longer than this to drain is the network's pace, not a backlog."""
 
@@ -75,6 +76,32 @@ class Freshness:
                 self._gap_ended_s = None
             return in_pace
         return True
+
+
+class DeviceClock:
+    """Maps the stamps of a camera's own clock to this machine's, by the fastest of the last frames' ways.
+
+    The way only adds to a stamp, and clocks drift by milliseconds a minute, so the shortest way of the last 5 to 10 s
+    counts. A time is never later than the arrival.
+    """
+
+    def __init__(self) -> None:
+        self._stamp_ns: int | None = None
+        self._since_ns = 0
+        self._ways_ns: tuple[int, int] | None = None
+
+    def captured_ns(self, stamp_ns: int | None, arrived_ns: int) -> int | None:
+        """When a frame was stamped, on the clock of `arrived_ns`; None for a clock that stands still or is reset."""
+        last_ns, self._stamp_ns = self._stamp_ns, stamp_ns
+        if stamp_ns is None or (last_ns is not None and stamp_ns <= last_ns):
+            self._ways_ns = None
+            return None
+        way_ns = arrived_ns - stamp_ns
+        before_ns, now_ns = self._ways_ns or (way_ns, way_ns)
+        if self._ways_ns is None or arrived_ns - self._since_ns > CLOCK_WINDOW_NS:
+            self._since_ns, before_ns, now_ns = arrived_ns, now_ns, way_ns
+        self._ways_ns = before_ns, min(now_ns, way_ns)
+        return stamp_ns + min(self._ways_ns)
 
 
 @dataclass(slots=True, kw_only=True)
