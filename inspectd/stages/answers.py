@@ -33,8 +33,14 @@ class Frozen:
     mask_png: bytes | None
 
 
-def verdict_of(answer: Answer, *, session: str, camera: str, recipe: RecipeInfo, now_ns: int) -> Verdict:
-    """The verdict on one row. Anything that is not vouched for in full becomes an `error` here."""
+def verdict_of(
+    answer: Answer, *, session: str, camera: str, recipe: RecipeInfo, now_ns: int, model_sha256: str | None = None
+) -> Verdict:
+    """The verdict on one row. Anything that is not vouched for in full becomes an `error` here.
+
+    Args:
+        model_sha256: the only model that is believed; None: any.
+    """
     row, outcome = answer.row, answer.outcome
     verdict = Verdict(
         session=session,
@@ -51,7 +57,7 @@ def verdict_of(answer: Answer, *, session: str, camera: str, recipe: RecipeInfo,
         captured_utc_ns=row.captured_utc_ns or None,
         latency_ms=_latency(row, None, now_ns),
     )
-    return verdict if isinstance(outcome, Reason) else _with_result(verdict, outcome, row, now_ns)
+    return verdict if isinstance(outcome, Reason) else _with_result(verdict, outcome, row, now_ns, model_sha256)
 
 
 def freeze(verdict: Verdict, mask_png: bytes | None) -> Frozen:
@@ -98,7 +104,7 @@ def as_error(verdict: Verdict, reason: Reason) -> Verdict:
     )
 
 
-def _with_result(verdict: Verdict, result: Result, accepted: Row, now_ns: int) -> Verdict:
+def _with_result(verdict: Verdict, result: Result, accepted: Row, now_ns: int, model_sha256: str | None) -> Verdict:
     row = accepted.seen_in(result.shot)
     found = replace(
         verdict,
@@ -117,15 +123,15 @@ def _with_result(verdict: Verdict, result: Result, accepted: Row, now_ns: int) -
     )
     if result.decision is Decision.ERROR:
         return as_error(found, result.reason)
-    reason = _refusal(verdict, result)
+    reason = _refusal(verdict, result, model_sha256)
     return found if reason is None else as_error(found, reason)
 
 
-def _refusal(verdict: Verdict, result: Result) -> Reason | None:
+def _refusal(verdict: Verdict, result: Result, model_sha256: str | None) -> Reason | None:
     """Why a result is not believed: the gates after the model (contract I2)."""
     if result.score is None or not math.isfinite(result.score) or not math.isfinite(result.threshold):
         return Reason.NOT_FINITE
-    if result.recipe != verdict.recipe:
+    if result.recipe != verdict.recipe or model_sha256 not in (None, result.model.sha256):
         return Reason.RECIPE_CHANGING
     if verdict.frame is None:
         return Reason.INTERNAL

@@ -72,6 +72,9 @@ class Publisher:
         self._journal = Journal.open(settings.state_dir / "journal.sqlite", read_only=True)
         self._views = {name: self._table.camera(index) for index, name in enumerate(self._table.cameras)}
         self._ledgers = {name: self._new_ledger(name, view) for name, view in self._views.items()}
+        recipes = self._charge.recipes.items()
+        self._models = {name: each.calibration.model_sha256 for name, each in recipes if each.calibration is not None}
+        """The model of each camera: the calibrated one, or the first that judged. Weights may change under a worker."""
         self._open_sockets()
         self._worker_generation = self._table.worker_generation
         self._events = EventWatch(self._look())
@@ -236,7 +239,10 @@ class Publisher:
             camera=name,
             recipe=self._charge.recipes[name].info,
             now_ns=now_ns,
+            model_sha256=self._models.get(name),
         )
+        if verdict.model is not None and verdict.decision is not Decision.ERROR:
+            self._models[name] = verdict.model.sha256
         return freeze(verdict, answer.mask_png)
 
     def _journaled(self, frozen: list[Frozen], patience_ns: int) -> list[Frozen]:

@@ -68,6 +68,7 @@ class Worker:
         self._cursors = [view.answered_through for view in self._views]
         self._frameless: list[tuple[int, int]] = []
         self._frame_step_ns = 0
+        self._refused: set[str] = set()
         settings = self._charge.settings
         self._batcher = Batcher(
             max_batch=settings.worker.max_batch,
@@ -214,14 +215,16 @@ class Worker:
         crops = [self._crops(inspector, ticket) for ticket in batch]
         sound = [crop for own in crops for crop in own if isinstance(crop, Crops)]
         self._limit_silence(max(1, len(sound)))
-        inspections = iter(inspector.inspect_crops(sound) if sound else [])
-        done_ns = time.monotonic_ns()
-        if sound:
-            self._batcher.measured(len(sound), done_ns - taken_ns)
+        inspected = inspector.inspect_crops(sound) if sound else []
+        judged = sum(each.reason is not Reason.FRAME_QUALITY for each in inspected)
+        if judged:
+            self._batcher.measured(judged, time.monotonic_ns() - taken_ns)
+        inspections = iter(inspected)
         for ticket, own in zip(batch, crops, strict=True):
             self._life.beat()
             found = [_refusal(crop, inspector) if isinstance(crop, Reason) else next(inspections) for crop in own]
             ballot = vote(found, inspector.recipe.vote.rule)
+            self._say_refused(self._stations[ticket.camera].name, ballot.inspection)
             self._send(ticket, inspector, ballot, taken_ns)
             shown = own[ballot.index]
             if ticket in previewed and isinstance(shown, Crops):
@@ -254,6 +257,14 @@ class Worker:
         ring = self._stations[ticket.camera].ring
         for row in map(ticket.row.seen_in, range(ticket.frames)):
             ring.release(row.slot, row.slot_generation)
+
+    def _say_refused(self, camera: str, inspection: Inspection) -> None:
+        """One line at the beginning of each run of frames that are refused for what they look like."""
+        if inspection.detail is None:
+            self._refused.discard(camera)
+        elif camera not in self._refused:
+            self._refused.add(camera)
+            get_logger().warning("frames_refused", camera=camera, reason=inspection.reason, detail=inspection.detail)
 
     def _send(self, ticket: Ticket, inspector: Inspector, ballot: Ballot, taken_ns: int) -> None:
         inspection = ballot.inspection

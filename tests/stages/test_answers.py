@@ -68,6 +68,18 @@ def test_result_of_another_recipe_is_an_error() -> None:
     assert (verdict.decision, verdict.reason) == (Decision.ERROR, Reason.RECIPE_CHANGING)
 
 
+def test_result_of_another_model_is_an_error() -> None:
+    """A score made with other weights, prompts or precision than the camera's is not believed."""
+    answer = Answer(row=a_row(1), outcome=a_result(1))
+
+    def decided(model_sha256: str | None) -> Verdict:
+        more = {"session": "s", "camera": "cam1", "recipe": RECIPE, "now_ns": 2_001_000}
+        return verdict_of(answer, model_sha256=model_sha256, **more)
+
+    assert (decided("f" * 64).decision, decided("f" * 64).reason) == (Decision.ERROR, Reason.RECIPE_CHANGING)
+    assert {decided(MODEL.sha256).decision, decided(None).decision} == {Decision.PASS}
+
+
 def test_result_without_a_frame_is_an_error() -> None:
     """A pass for a trigger whose frame never came is impossible."""
     assert verdict_on(a_result(1), frame_index=-1).decision is Decision.ERROR

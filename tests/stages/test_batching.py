@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests_records import a_row, a_shot
 
-from inspectd.stages.batching import Batcher, Ticket
+from inspectd.stages.batching import BEHIND_NS, Batcher, Ticket
 
 WAIT_NS = 100
 
@@ -50,11 +50,11 @@ def test_deadline_without_slack_sends_the_batch() -> None:
 
 
 def test_batch_is_capped_by_the_time_it_takes() -> None:
-    """No more frames go together than can be done before the first one's deadline."""
+    """No more frames go together than should be done in half of what is left to the first one's deadline."""
     batcher = a_batcher(max_batch=8)
     batcher.measured(1, 40)
     for seq in range(1, 9):
-        batcher.add(a_ticket(seq, deadline_ns=120))
+        batcher.add(a_ticket(seq, deadline_ns=200))
     assert seqs(batcher.take(0)) == [1, 2]
 
 
@@ -95,6 +95,37 @@ def test_frames_that_cannot_be_done_in_time_make_room() -> None:
     assert seqs(batcher.take(100)) == [3]
 
 
+def captured(seq: int, captured_ns: int) -> Ticket:
+    """A frame that is due a thousand nanoseconds after it was taken, less the reserve."""
+    row = a_row(seq, captured_ns=captured_ns, capture_ms=0.0, deadline_ns=captured_ns + 1020)
+    return Ticket(camera=0, group=0, row=row, arrived_ns=captured_ns)
+
+
+def test_worker_that_is_behind_gives_up_the_stale_ones_too() -> None:
+    """After a frame was lost, those that have waited over a quarter of their time go with it, but the newest."""
+    batcher = a_batcher()
+    batcher.measured(1, 100)
+    for seq, captured_ns in enumerate([0, 400, 700, 850], start=1):
+        batcher.add(captured(seq, captured_ns))
+    assert seqs(batcher.hopeless(950)) == [1]
+    assert seqs(batcher.hopeless(960)) == [2, 3]
+    assert seqs(batcher.hopeless(1300)) == []
+
+
+def test_burst_that_can_be_done_is_done() -> None:
+    """Nothing is given up for its age alone, unless the worker was behind within the last second."""
+    batcher = a_batcher()
+    batcher.measured(1, 100)
+    batcher.add(captured(1, 0))
+    assert seqs(batcher.hopeless(1000)) == [1]
+    for since_ns, gone in [(BEHIND_NS - 600, [2, 3]), (BEHIND_NS * 3, [])]:
+        for seq in (2, 3, 4):
+            batcher.add(captured(seq, 1000 + since_ns))
+        assert seqs(batcher.hopeless(1000 + since_ns + 500)) == gone
+        while len(batcher):
+            batcher.take(1000 + since_ns + 600)
+
+
 def test_one_slow_batch_never_stops_the_worker() -> None:
     """Where every frame seems hopeless, the one with the most time left is run, and measures anew."""
     batcher = a_batcher()
@@ -103,6 +134,10 @@ def test_one_slow_batch_never_stops_the_worker() -> None:
         batcher.add(a_ticket(seq, deadline_ns=500 + seq))
     assert seqs(batcher.hopeless(0)) == [1]
     assert seqs(batcher.take(0)) == [2]
+    batcher.add(a_ticket(3, deadline_ns=900))
+    assert seqs(batcher.hopeless(10)) == [3]
+    batcher.add(a_ticket(4, deadline_ns=2 * BEHIND_NS))
+    assert seqs(batcher.hopeless(2 * BEHIND_NS - 500)) == []
 
 
 def test_frames_of_a_part_count_each_and_stay_together() -> None:
