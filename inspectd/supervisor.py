@@ -27,6 +27,7 @@ from inspectd.sources.presence import presence_error
 from inspectd.stages.lifecycle import Charge, Stage, live
 from inspectd.stages.notify import Notifier
 from inspectd.stages.restarts import Restarts
+from inspectd.stages.spill import Spill
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, segment_prefix
 from inspectd.transport.memory import require_capacity, sweep
 from inspectd.transport.ring import Ring
@@ -136,6 +137,7 @@ class Supervisor:
             children=children,
             started_ns=time.monotonic_ns(),
         )
+        Spill.create(self._table.spill_name, round(self._settings.journal.spill_mb * 1e6)).close()
         for index, name in enumerate(names):
             Ring.create(
                 self._table.ring_name(index), slots=self._settings.cameras[name].slots, slot_bytes=slot_bytes[name]

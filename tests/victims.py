@@ -6,14 +6,18 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
 
-from inspectd.records import TriggerKind
+from inspectd.journal import Entry
+from inspectd.records import Decision, TriggerKind
+from inspectd.stages.spill import Spill
 from inspectd.transport.ring import Ring
 from inspectd.transport.tickets import CameraView, NewRow, Table
 
@@ -131,3 +135,14 @@ def until(happened: Callable[[], bool]) -> bool:
         if happened():
             return True
     return False
+
+
+def note_for_ever(spill_name: str) -> None:
+    """A publisher whose disk hangs: notes until it is killed, settling as little as keeps it going."""
+    spill = Spill.attach(spill_name)
+    entry = Entry(session="s", camera="c", seq=0, decision=Decision.PASS, topic="t", body=b"")
+    marks = deque[int]()
+    for seq in count(1):
+        while not spill.note(replace(entry, seq=seq, body=b"%d" % seq * 50)):
+            spill.settle(marks.popleft())
+        marks.append(spill.noted)

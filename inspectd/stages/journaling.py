@@ -1,7 +1,9 @@
 """The thread that commits verdicts for the publisher (contract I4): it may stall or fail for as long as it likes.
 
 The publisher submits, waits on the `Commit` no longer than it can afford, and otherwise abandons it for what it
-publishes instead. What cannot be written waits here, in order, within bounds, and is tried again.
+publishes instead. What cannot be written waits here, in order, within bounds, and is tried again. Words that go out
+before they are durable are noted in the `Spill` first, and stay there until they are: whoever comes after the death of
+this process begins with them.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from pathlib import Path
 from inspectd.errors import JournalError
 from inspectd.journal import PRUNE_ROWS, Entry, Journal
 from inspectd.log import get_logger
+from inspectd.stages.spill import Spill
 
-OPEN_S = 5.0
+OPEN_S = 1.0
+"""How long the first look at the journal is waited for; a disk that takes longer must not keep the line waiting."""
 MAX_ENTRIES = 20_000
 MAX_BYTES = 64 << 20
 BATCH_ENTRIES = 256
@@ -53,6 +57,7 @@ class Commit:
         self.replacement: list[Entry] | None = None
         self.state = CommitState.WAITING
         self.refused = False
+        self.noted_through = 0
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until the batch is durable. False at the timeout, or as soon as an attempt to write it has failed."""
@@ -65,8 +70,7 @@ class Commit:
         """Replaces a batch that was too slow by what is published instead.
 
         Where it was not yet being written, the replacement is committed in its place; where it was, right after it. A
-        death between those two commits leaves the first words in the journal: the one moment at which it may differ
-        from what was published, and only while the disk hangs.
+        death between those two commits leaves the first words in the journal and the replacement in the spill.
 
         Returns:
             False where the batch is durable already: then nothing changed, and its words are what must be published.
@@ -92,6 +96,7 @@ class JournalWriter:
 
     Args:
         keep_days: older verdicts are pruned when there is nothing else to do.
+        spill: where promised words are noted; what a dead writer left there is committed before anything else.
         on_commit: told the seconds of each commit, in the writer's thread.
         max_entries: verdicts that may wait.
         max_bytes: bytes of bodies and masks that may wait.
@@ -100,6 +105,8 @@ class JournalWriter:
         changed: guards what both sides touch.
         masks_dropped: masks that were given up, their verdicts kept.
         lost: verdicts that were given up.
+        unnoted: verdicts that found no room in the spill: only this process knows their words.
+        inherited: the batch that a dead writer left in the spill, None where it left none.
         error: why the last attempt failed, one line; None where it did not.
     """
 
@@ -108,19 +115,22 @@ class JournalWriter:
         path: Path,
         *,
         keep_days: float,
+        spill: Spill | None = None,
         on_commit: Callable[[float], None] = lambda _: None,
         max_entries: int = MAX_ENTRIES,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self.changed = threading.Condition()
-        self.masks_dropped = 0
-        self.lost = 0
+        self.masks_dropped = self.lost = self.unnoted = 0
+        self.inherited: Commit | None = None
         self.error: str | None = None
         self._journal = Journal(path, read_only=False)
         self._keep_ns = round(keep_days * NS_PER_DAY)
         self._on_commit = on_commit
         self._max_entries, self._max_bytes = max_entries, max_bytes
+        self._spill = spill
         self._waiting: deque[Commit] = deque()
+        self._noted: deque[Commit] = deque()
         self._count = self._body_bytes = self._mask_bytes = self._writing = 0
         self._sick_until_s = -math.inf
         self._retry_s = 0.0
@@ -128,6 +138,7 @@ class JournalWriter:
         self._prune_s = time.monotonic() + FIRST_PRUNE_S
         self._log_commits = self._log_bytes = 0
         self._closing = self._given_up = False
+        self._inherit()
         self._opened = threading.Event()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -149,10 +160,16 @@ class JournalWriter:
         with self.changed:
             return self._count + self._writing
 
-    def submit(self, entries: Sequence[Entry]) -> Commit:
-        """Hands over verdicts to be committed, behind all that were submitted before. Never waits for the disk."""
+    def submit(self, entries: Sequence[Entry], *, promised: bool = False) -> Commit:
+        """Hands over verdicts to be committed, behind all that were submitted before. Never waits for the disk.
+
+        Args:
+            promised: they will be sent whatever becomes of the commit, and so are noted in the spill first.
+        """
         commit = Commit(self, list(entries))
         with self.changed:
+            if promised:
+                self._note(commit, commit.entries)
             self._waiting.append(commit)
             self._weigh(commit, 1)
             self._shed()
@@ -165,6 +182,8 @@ class JournalWriter:
             if commit.state is CommitState.DURABLE:
                 return False
             self._sick_until_s = math.inf
+            if commit.state is not CommitState.LOST:
+                self._note(commit, replacement)
             if commit.state is CommitState.WRITING:
                 commit.replacement = replacement
             elif commit.state is CommitState.WAITING:
@@ -175,7 +194,7 @@ class JournalWriter:
             return True
 
     def close(self, timeout_s: float) -> bool:
-        """Commits what waits and ends the thread. False where that took longer: what still waits then is lost."""
+        """Commits what waits and ends the thread. False where that took longer: then it waits on in the spill."""
         with self.changed:
             self._closing = True
             self.changed.notify_all()
@@ -222,6 +241,7 @@ class JournalWriter:
             self._writing = 0
             for commit in reversed(taken):
                 self._settle(commit, written=written)
+            self._forget_notes()
             self._shed()
             if written and not self._waiting:
                 self._sick_until_s = min(self._sick_until_s, time.monotonic() + SICK_S)
@@ -314,9 +334,35 @@ class JournalWriter:
             self._weigh(commit, -1)
             commit.state = CommitState.LOST
             self.lost += len(commit.entries)
+        self._forget_notes()
 
     def _shed_masks(self, commit: Commit) -> None:
         self._weigh(commit, -1)
         self.masks_dropped += sum(entry.mask is not None for entry in commit.entries)
         commit.entries = [replace(entry, mask=None) for entry in commit.entries]
         self._weigh(commit, 1)
+
+    # -- the spill, guarded by `changed` ------------------------------------------------------------------------------
+
+    def _inherit(self) -> None:
+        """Puts what a dead writer owed before anything of ours."""
+        entries = self._spill.entries() if self._spill else []
+        if self._spill and entries:
+            self.inherited = Commit(self, entries)
+            self.inherited.noted_through = self._spill.noted
+            self._noted.append(self.inherited)
+            self._waiting.append(self.inherited)
+            self._weigh(self.inherited, 1)
+            get_logger().warning("journal_owed", count=len(entries))
+
+    def _note(self, commit: Commit, entries: Sequence[Entry]) -> None:
+        if self._spill is None:
+            return
+        self.unnoted += sum(not self._spill.note(entry) for entry in entries)
+        commit.noted_through = self._spill.noted
+        self._noted.append(commit)
+
+    def _forget_notes(self) -> None:
+        """Settles the oldest notes up to the first that is not durable: a death in between repeats some, loses none."""
+        while self._spill and self._noted and self._noted[0].state in (CommitState.DURABLE, CommitState.LOST):
+            self._spill.settle(self._noted.popleft().noted_through)

@@ -1,7 +1,8 @@
 """The ledger of one camera: which accepted frames are unanswered, and what to answer when. Pure: time comes in.
 
-Every accepted row leaves exactly once, in order of `seq` (contract I1, I3): with the worker's result, with the reason
-that a gate gave, or with an `error` when it falls due. When a row falls due, so does every earlier one still open.
+Every accepted row leaves exactly once, in order of `seq` (contract I1, I3): with the worker's result, with the verdict
+that an earlier publisher had ready and never sent, with the reason that a gate gave, or with an `error` when it falls
+due. When a row falls due, so does every earlier one still open.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inspectd.records import Reason
+from inspectd.records import Reason, Verdict
 from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Result
+
+Outcome = Result | Verdict | Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What one accepted row is to be answered: a result and its mask, or the reason of an `error`."""
+    """What one accepted row is to be answered: a result or verdict and its mask, or the reason of an `error`."""
 
     row: Row
-    outcome: Result | Reason
+    outcome: Outcome
     mask_png: bytes | None = None
 
 
 @dataclass(slots=True)
 class _Entry:
     row: Row
-    outcome: Result | Reason | None
+    outcome: Outcome | None
     mask_png: bytes | None = None
 
 
@@ -63,8 +66,8 @@ class Ledger:
             raise ValueError(f"row {row.seq} after {self.accepted_through}: rows come one by one")
         self._entries.append(_Entry(row, row.gate))
 
-    def resolve(self, result: Result, mask_png: bytes | None) -> bool:
-        """Takes a worker's result. False where its row is answered, unknown or decided already: it is dropped."""
+    def resolve(self, result: Result | Verdict, mask_png: bytes | None) -> bool:
+        """Takes what was found. False where its row is answered, unknown or decided already: it is dropped."""
         index = result.seq - self._answered_through - 1
         if not 0 <= index < len(self._entries) or self._entries[index].outcome is not None:
             self.late_results += 1
@@ -102,7 +105,7 @@ class Ledger:
         A result that waits here, or came, when its deadline has passed is late whatever it says (contract I2).
         """
         for entry in self._entries:
-            if 0 < entry.row.deadline_ns <= now_ns and isinstance(entry.outcome, Result):
+            if 0 < entry.row.deadline_ns <= now_ns and isinstance(entry.outcome, Result | Verdict):
                 entry.outcome, entry.mask_png = Reason.LATE, None  # taken out of the inbox only now, behind a pause
                 self.late_results += 1
         for entry in reversed(self._entries):

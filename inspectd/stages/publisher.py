@@ -13,15 +13,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from inspectd.errors import JournalError, TransportError
-from inspectd.journal import Journal
+from inspectd.journal import Entry, Journal
 from inspectd.log import get_logger
-from inspectd.records import CameraState, DaemonState, Decision, Reason
+from inspectd.records import CameraState, DaemonState, Decision, Reason, Verdict
 from inspectd.stages.answers import Frozen, as_error, entry_of, freeze, verdict_of
 from inspectd.stages.events import CameraLook, Event, EventWatch, Look
 from inspectd.stages.journaling import Commit, JournalWriter
 from inspectd.stages.ledger import Answer, Ledger
 from inspectd.stages.lifecycle import Life, Stage
 from inspectd.stages.requests import Requests
+from inspectd.stages.spill import Spill
 from inspectd.telemetry import Metrics, MetricsServer, Sample
 from inspectd.transport import wire
 from inspectd.transport.rows import unreadable
@@ -35,11 +36,14 @@ from inspectd.transport.sockets import (
     stage_endpoint,
     wait,
 )
-from inspectd.transport.tickets import CameraView
+from inspectd.transport.tickets import ROWS, CameraView
 
 HEARTBEAT_NS = 200_000_000
 COMMIT_NS = 150_000_000
 """A commit is waited for so long at most: heartbeats go on in time, and a journal that is slower has stalled."""
+RETURN_NS = 250_000_000
+"""A publisher that replaces another one gives subscribers so long to come back (libzmq tries every 100 ms), since what
+nobody hears is lost."""
 TURN_S = 0.05
 LOST_RESULT_NS = 2_000_000_000
 DRAIN_NS = 3_000_000_000
@@ -66,9 +70,11 @@ class Publisher:
         self._writer = JournalWriter(
             settings.state_dir / "journal.sqlite",
             keep_days=settings.journal.keep_days,
+            spill=Spill.attach(self._table.spill_name),
             on_commit=self._metrics.commit.observe,
         )
-        self._owed: Commit | None = None
+        self._owed: Commit | None = self._writer.inherited
+        self._unsent: dict[tuple[str, int], tuple[Verdict, bytes | None]] = {}
         self._journal = Journal.open(settings.state_dir / "journal.sqlite", read_only=True)
         self._views = {name: self._table.camera(index) for index, name in enumerate(self._table.cameras)}
         self._ledgers = {name: self._new_ledger(name, view) for name, view in self._views.items()}
@@ -98,6 +104,7 @@ class Publisher:
         self._life.heart.limit(SILENT_LIMIT_NS)
         logger.info("publisher_started", verdicts=self._charge.settings.endpoints.verdicts)
         if self._charge.generation > 1:
+            self._await_subscribers()
             self._publish_event(Event(kind=wire.EventKind.PUBLISHER_RESTARTED, camera=None, details={}))
         while not self._done():
             wait(self._sockets, self._patience_s())
@@ -105,6 +112,13 @@ class Publisher:
             self.turn(time.monotonic_ns())
         self._close()
         logger.info("publisher_stopped", late_results=sum(ledger.late_results for ledger in self._ledgers.values()))
+
+    def _await_subscribers(self) -> None:
+        until_ns = time.monotonic_ns() + RETURN_NS
+        while (left_ns := until_ns - time.monotonic_ns()) > 0:
+            wait([self._verdicts], min(TURN_S, left_ns / 1e9))
+            self._life.beat()
+            self._serve_subscriptions()
 
     def turn(self, now_ns: int) -> None:
         """One turn of the loop."""
@@ -134,15 +148,24 @@ class Publisher:
     # -- what was accepted and found ------------------------------------------------------------------------------
 
     def _new_ledger(self, name: str, view: CameraView) -> Ledger:
-        """The ledger as table and journal leave it: what is journaled is answered, and is never published twice."""
+        """The ledger as a dead publisher left it: what may have been sent is answered, and is never sent again."""
+        view.answered_through = max(view.answered_through, view.sent_through)
+        for entry in self._ready_entries(name, view.answered_through):
+            try:
+                self._unsent[name, entry.seq] = wire.verdict_from_bytes(entry.body), entry.mask
+            except TransportError as error:
+                get_logger().error("verdict_unreadable", camera=name, seq=entry.seq, error=str(error))
+        return Ledger(answered_through=view.answered_through, reserve_ns=self._reserve_ns)
+
+    def _ready_entries(self, name: str, sent_through: int) -> list[Entry]:
+        """Verdicts that a dead publisher had committed, or promised, and surely never sent."""
         try:
-            journaled = self._journal.last_seq(self._session, name) or 0
+            committed = self._journal.since(name, sent_through, session=self._session, limit=ROWS)
         except JournalError as error:  # an unreadable journal is no reason to be silent (I4)
             get_logger().error("journal_unreadable", error=str(error))
-            journaled = 0
-        answered = max(view.answered_through, journaled)
-        view.answered_through = answered
-        return Ledger(answered_through=answered, reserve_ns=self._reserve_ns)
+            committed = []
+        promised = self._owed.entries if self._owed else []
+        return committed + [entry for entry in promised if entry.camera == name and entry.seq > sent_through]
 
     def _take_rows(self) -> None:
         for name, view in self._views.items():
@@ -150,6 +173,8 @@ class Publisher:
             for seq in range(ledger.accepted_through + 1, view.high_water + 1):
                 row = view.row(seq) or unreadable(seq)
                 ledger.accept(row)
+                if unsent := self._unsent.pop((name, seq), None):
+                    ledger.resolve(*unsent)
                 self._requests.row_accepted(name, row)
 
     def _take_late_gates(self) -> None:
@@ -257,7 +282,7 @@ class Publisher:
             self._owed = commit
         else:
             replaced = [self._unjournaled(each) for each in frozen]
-            self._owed = self._writer.submit([entry_of(each) for each in replaced])
+            self._owed = self._writer.submit([entry_of(each) for each in replaced], promised=True)
         self._metrics.unjournaled.inc(len(replaced))
         return replaced
 
@@ -275,8 +300,10 @@ class Publisher:
 
     def _publish(self, each: Frozen) -> None:
         verdict = each.verdict
-        self._views[verdict.camera].answered_through = verdict.seq  # before the send: never to be sent twice
+        view = self._views[verdict.camera]
+        view.sent_through = verdict.seq  # before the send: never to be sent twice
         self._verdicts.send(each.topic, each.body, each.mask_png)
+        view.answered_through = verdict.seq
         self._metrics.verdicts.labels(verdict.camera, verdict.decision, verdict.reason).inc()
         if verdict.latency_ms.total is not None:
             self._metrics.latency.labels(verdict.camera).observe(verdict.latency_ms.total / 1000)

@@ -17,8 +17,9 @@ from inspectd.recipe import Recipe
 from inspectd.records import Reason, RecipeInfo
 from inspectd.stages.answers import entry_of, freeze, verdict_of
 from inspectd.stages.ledger import Answer
+from inspectd.stages.spill import Spill
 from inspectd.transport.memory import names
-from inspectd.transport.tickets import Table
+from inspectd.transport.tickets import Row, Table
 
 UNKNOWN_RECIPE = RecipeInfo(name="unknown", sha256="0" * 64)
 
@@ -87,32 +88,53 @@ def answer_left_rows(state_dir: Path, recipes: dict[str, Recipe]) -> int:
 
 def _has_left_rows(name: str) -> bool:
     try:
-        table = Table.attach(name)
+        table = Table.attach(name, any_version=True)
     except TransportError as error:  # killed before the table was whole: nothing was accepted
         get_logger().warning("left_table_unreadable", error=str(error))
         return False
+    if not table.readable:
+        get_logger().warning("left_table_of_another_version", session=table.session, cameras=list(table.cameras))
     left = any(next(table.camera(index).unanswered(), None) is not None for index in range(len(table.cameras)))
+    left = left or bool(_spilled(table))
     table.close()
     return left
 
 
 def _answer_table(name: str, journal: Journal, recipes: dict[str, Recipe]) -> int:
-    table = Table.attach(name)
-    entries: list[Entry] = []
+    """Journals what one dead daemon owed: the words that it had sent, and an error for what it never answered.
+
+    A verdict that was committed and never sent is an error too: nobody has heard it.
+    """
+    table = Table.attach(name, any_version=True)
+    owed = _spilled(table)
+    known = {(entry.camera, entry.seq) for entry in owed}
+    left: list[Entry] = []
     for index, camera in enumerate(table.cameras):
         recipe = recipes[camera].info if camera in recipes else UNKNOWN_RECIPE
         journaled = journal.last_seq(table.session, camera) or 0
-        for row in table.camera(index).unanswered():
-            if row.seq <= journaled:
-                continue
-            verdict = verdict_of(
-                Answer(row=row, outcome=Reason.INTERNAL),
-                session=table.session,
-                camera=camera,
-                recipe=recipe,
-                now_ns=time.monotonic_ns(),
-            )
-            entries.append(entry_of(freeze(verdict, None)))
-    journal.append(entries)
+        view = table.camera(index)
+        left += [
+            _internal_error(row, table.session, camera, recipe)
+            for row in view.unanswered()
+            if row.seq > view.sent_through or (row.seq > journaled and (camera, row.seq) not in known)
+        ]
+    journal.append([*owed, *left])
     table.close()
-    return len(entries)
+    return len(left)
+
+
+def _spilled(table: Table) -> list[Entry]:
+    try:
+        spill = Spill.attach(table.spill_name)
+    except TransportError as error:  # killed before it was made, or another version's: nothing of it can be known
+        get_logger().warning("left_spill_unreadable", error=str(error))
+        return []
+    entries = spill.entries()
+    spill.close()
+    return entries
+
+
+def _internal_error(row: Row, session: str, camera: str, recipe: RecipeInfo) -> Entry:
+    answer = Answer(row=row, outcome=Reason.INTERNAL)
+    verdict = verdict_of(answer, session=session, camera=camera, recipe=recipe, now_ns=time.monotonic_ns())
+    return entry_of(freeze(verdict, None))

@@ -3,8 +3,8 @@
 To accept a frame, capture writes its row and then raises the camera's `high_water`: that store is the moment of
 acceptance. A row beyond the mark is never read, and the next generation of capture overwrites it. Each word has one
 writer at a time: capture its camera's rows, state and counters; the worker `results_dropped` and a row's `result_*`;
-the publisher `answered_through`, `paused` and `preview_wanted`, and all of a station, which has no capture; the
-supervisor the header; each child its heartbeat. No locks: nothing a killed process held can stop another.
+the publisher `sent_through`, `answered_through`, `paused` and `preview_wanted`, and all of a station, which has no
+capture; the supervisor the header; each child its heartbeat. No locks: nothing a killed process held can stop another.
 `memory.py` says why words are whole and in order.
 """
 
@@ -33,12 +33,16 @@ from inspectd.transport.rows import (
 __all__ = ["CameraView", "ChildView", "NewRow", "Row", "Shot", "Table"]
 
 MAGIC = 0x494E_5350_5449_434B
-VERSION = 4
+VERSION = 5
 ROWS = 1024
 HEAD_WORDS = 16
 CHILD_WORDS = 16
 CAMERA_WORDS = 16
-"""Two cache lines each, so that nobody's heartbeat costs his neighbour."""
+"""Two cache lines each, so that nobody's heartbeat costs his neighbour.
+
+`MAGIC` stands for these places, for the names in them and for the marks `high_water` and `answered_through`; `VERSION`
+for all else. So a daemon can answer what one of another version left, though it cannot read its rows.
+"""
 SESSION_WORDS = slice(12, 16)
 CHILD_NAME_WORDS = slice(8, 14)
 CAMERA_NAME_WORDS = slice(12, 16)
@@ -126,11 +130,14 @@ class CameraView(_Record):
     wakeups_dropped = _Word(8)
     results_dropped = _Word(9)
     preview_wanted = _Word(10)
+    sent_through = _Word(11)
+    """Raised before a verdict is handed to the socket, `answered_through` after: of what lies beyond this mark nothing
+    was ever sent, and what lies between the two, at most one, may have been."""
 
-    def __init__(self, words: Words, rows: Words) -> None:
+    def __init__(self, words: Words, rows: Words, count: int) -> None:
         super().__init__(words)
         self._rows = rows
-        self._count = len(rows) // ROW_WORDS
+        self._count = count
 
     @property
     def state(self) -> CameraState:
@@ -172,14 +179,14 @@ class CameraView(_Record):
         return seq
 
     def row(self, seq: int) -> Row | None:
-        """The row of an accepted seq; None where it was never accepted or has been overwritten."""
-        return load(self._place(seq), seq) if 0 < seq <= self.high_water else None
+        """The row of an accepted seq; None where it was never accepted, has been overwritten, or cannot be read."""
+        return load(self._place(seq), seq) if self._rows and 0 < seq <= self.high_water else None
 
     def unanswered(self) -> Iterator[Row]:
         """Yields the accepted rows that have no verdict, in order and without a gap.
 
-        One that cannot be read (memory that no process of ours wrote) comes decided as an internal error, for it too
-        must be answered.
+        One that cannot be read (memory that no process of ours wrote, or of another version) comes decided as an
+        internal error, for it too must be answered.
         """
         first, last = self.answered_through + 1, self.high_water
         for seq in range(first, min(last, first + self._count - 1) + 1):
@@ -230,22 +237,27 @@ class Table:
         session: the daemon's session.
         cameras: the names of its cameras.
         started_ns: when it started.
+        readable: whether it is of this version.
     """
 
-    def __init__(self, segment: Segment) -> None:
+    def __init__(self, segment: Segment, *, any_version: bool = False) -> None:
         self._segment = segment
         self.name = segment.name
         words = segment.words
         if len(words) < HEAD_WORDS:
             raise TransportError(f"{segment.name}: not a ticket table")
         self._head = _Head(words[:HEAD_WORDS])
-        if self._head.magic != MAGIC or self._head.version != VERSION:
+        self.readable = self._head.version == VERSION
+        if self._head.magic != MAGIC or not (self.readable or any_version):
             raise TransportError(f"{segment.name}: not a ticket table of this version")
         counts = self._head.cameras, self._head.children, self._head.rows
-        if min(counts) < 1 or len(words) != _size(*counts):
+        if min(counts) < 1 or (len(words) != _size(*counts) if self.readable else len(words) < _size(*counts[:2], 0)):
             raise TransportError(f"{segment.name}: not a whole ticket table")
         self._children = [ChildView(place) for place in _child_places(words, counts[1])]
-        self._cameras = [CameraView(*places) for places in _camera_places(words, *counts)]
+        self._cameras = [
+            CameraView(place, rows if self.readable else words[:0], counts[2])
+            for place, rows in _camera_places(words, *counts)
+        ]
         self.session = _name(words, SESSION_WORDS)
         self.cameras = tuple(_name(view.words, CAMERA_NAME_WORDS) for view in self._cameras)
         self.started_ns = self._head.started_ns
@@ -282,13 +294,16 @@ class Table:
         return cls(segment)
 
     @classmethod
-    def attach(cls, name: str) -> Table:
+    def attach(cls, name: str, *, any_version: bool = False) -> Table:
         """Maps a table that exists.
+
+        Args:
+            any_version: take one of another version too; it is not `readable`, and all of its rows read as None.
 
         Raises:
             TransportError: there is none, or it is of another version.
         """
-        return cls(Segment.attach(name))
+        return cls(Segment.attach(name), any_version=any_version)
 
     def camera(self, index: int) -> CameraView:
         """The view of one camera."""
@@ -301,6 +316,11 @@ class Table:
     def children(self) -> list[ChildView]:
         """The views of all processes."""
         return list(self._children)
+
+    @property
+    def spill_name(self) -> str:
+        """The name of the segment with what was sent before it was journaled."""
+        return f"{self.name.removesuffix('-table')}-spill"
 
     def ring_name(self, camera: int) -> str:
         """The name of a camera's ring."""

@@ -13,6 +13,8 @@ from enum import StrEnum
 from importlib import resources
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from inspectd.errors import TransportError
 from inspectd.records import (
     CameraState,
@@ -26,7 +28,6 @@ from inspectd.records import (
     RecipeInfo,
     Region,
     Verdict,
-    VoteRule,
     Votes,
 )
 
@@ -118,6 +119,22 @@ def verdict_topic(camera: str, decision: Decision) -> bytes:
     return f"verdict/{camera}/{decision}/".encode()
 
 
+def utc_ns(text: str) -> int:
+    """The time of a label, in whole microseconds.
+
+    >>> utc_ns("2023-11-14T22:13:20.123456Z")
+    1700000000123456000
+
+    Raises:
+        ValueError: it is no such label.
+    """
+    since = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000_000 + since.microseconds * 1000
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 def event_topic(kind: EventKind) -> bytes:
     """The topic of an event."""
     return f"event/{kind}/".encode()
@@ -180,6 +197,23 @@ def verdict_body(verdict: Verdict) -> bytes:
     )
 
 
+def verdict_from_bytes(body: bytes) -> Verdict:
+    """The verdict that `verdict_body` wrote: given back to it, it gives the same bytes again.
+
+    Raises:
+        TransportError: the bytes are not a verdict.
+    """
+    try:
+        fields = json.loads(body)
+        at_utc = fields["captured_utc"]
+        return _VERDICT.validate_python(fields | {"captured_utc_ns": None if at_utc is None else utc_ns(at_utc)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise TransportError(f"not a verdict: {error}") from error
+
+
+_VERDICT = TypeAdapter(Verdict)
+
+
 def heartbeat_body(session: str, state: DaemonState, uptime_s: float, cameras: dict[str, CameraBeat]) -> bytes:
     """One heartbeat as the public body."""
     return _dumps(
@@ -228,33 +262,12 @@ def result_from_bytes(body: bytes) -> Result:
         TransportError: the bytes are not a result.
     """
     try:
-        fields = json.loads(body)
-        mask = fields["mask"]
-        return Result(
-            **fields
-            | {
-                "decision": Decision(fields["decision"]),
-                "reason": Reason(fields["reason"]),
-                "regions": tuple(_region(region) for region in fields["regions"]),
-                "mask": None if mask is None else MaskPlace(**mask | {k: tuple(mask[k]) for k in _PLACE}),
-                "recipe": RecipeInfo(**fields["recipe"]),
-                "model": ModelIdentity(**fields["model"]),
-                "votes": _votes(fields["votes"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise TransportError(f"not a worker's result: {error}") from error
+        return _RESULT.validate_json(body)
+    except ValueError as error:
+        raise TransportError(f"not a worker's result: {' '.join(str(error).split())[:200]}") from error
 
 
-def _votes(fields: dict[str, Any] | None) -> Votes | None:
-    return None if fields is None else Votes(**fields | {"rule": VoteRule(fields["rule"])})
-
-
-_PLACE = ("origin_xy_px", "size_wh_px")
-
-
-def _region(fields: dict[str, Any]) -> Region:
-    return Region(**fields | {key: tuple(fields[key]) for key in ("bbox_xywh_px", "centroid_xy_px")})
+_RESULT = TypeAdapter(Result)
 
 
 def _optional(record: FrameInfo | MaskPlace | Votes | None) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,11 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from disks import hanging_disk
 
 from inspectd.journal import Entry, Journal
 from inspectd.records import Decision
 from inspectd.stages import journaling
 from inspectd.stages.journaling import CommitState, JournalWriter
+from inspectd.stages.spill import Spill
+from inspectd.transport.memory import sweep
 
 PATIENCE_S = 60.0
 HOLD_LOCK = """
@@ -26,18 +30,6 @@ connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("BEGIN EXCLUSIVE")
 print("held", flush=True)
 sys.stdin.read()
-"""
-HANGING_SYNC = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdlib.h>
-#include <unistd.h>
-static void hang(void) {
-    const char *flag = getenv("HANG_WHILE");
-    while (flag && access(flag, F_OK) == 0) usleep(2000);
-}
-int fsync(int fd) { hang(); return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd); }
-int fdatasync(int fd) { hang(); return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd); }
 """
 ABANDON_WHILE_SYNCING = """
 import sqlite3, sys, time
@@ -65,6 +57,30 @@ print(slow.abandon([entry(2, b"too late")]))
 flag.touch()
 stuck = writer.submit([entry(4, b"four")])
 print(writer.close(0.1))
+"""
+DIE_WHILE_SYNCING = """
+import os, signal, sys, time
+from pathlib import Path
+from inspectd.journal import Entry
+from inspectd.records import Decision
+from inspectd.stages.journaling import JournalWriter
+from inspectd.stages.spill import Spill
+
+path, flag, spill = Path(sys.argv[1]), Path(sys.argv[2]), Spill.create(sys.argv[3], 100_000)
+def entry(seq, body):
+    return Entry(session="s", camera="cam1", seq=seq, decision=Decision.PASS, topic="t", body=body)
+writer = JournalWriter(path, keep_days=1, spill=spill)
+assert writer.submit([entry(1, b"one")]).wait(30)
+assert writer.submit([entry(1, b"one instead")], promised=True).wait(30)
+assert spill.entries() == []
+flag.touch()
+slow = writer.submit([entry(2, b"two"), entry(3, b"three")])
+while slow.state != "writing":
+    time.sleep(0.001)
+assert not slow.wait(0.2)
+assert slow.abandon([entry(2, b"two instead"), entry(3, b"three instead")])
+writer.submit([entry(4, b"four")], promised=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -108,6 +124,14 @@ def locked(path: Path) -> Iterator[None]:
 def path(tmp_path: Path) -> Path:
     """Where the journal is."""
     return tmp_path / "journal.sqlite"
+
+
+@pytest.fixture
+def spill_name() -> Iterator[str]:
+    """The name of a spill of this test alone."""
+    name = f"inspectd-test{os.getpid()}-spill"
+    yield name
+    sweep(name)
 
 
 @pytest.fixture
@@ -191,16 +215,12 @@ def test_nobody_waits_for_a_journal_that_has_failed(make: Callable[..., JournalW
     assert writer.error is None or "locked" in writer.error
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the hanging fsync")
 def test_a_disk_that_hangs_in_the_middle_of_a_commit(tmp_path: Path) -> None:
     """The publisher waits no longer than it said; the replacement stands in the end; a close gives up in time."""
-    (tmp_path / "hang.c").write_text(HANGING_SYNC)
-    shim = tmp_path / "hang.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(shim), str(tmp_path / "hang.c"), "-ldl"], check=True)
-    flag = tmp_path / "hangs"
-    command = ["env", f"LD_PRELOAD={shim}", f"HANG_WHILE={flag}", sys.executable, "-c", ABANDON_WHILE_SYNCING]
+    environment, flag = hanging_disk(tmp_path)
+    command = [sys.executable, "-c", ABANDON_WHILE_SYNCING, str(tmp_path / "journal.sqlite"), str(flag)]
     done = subprocess.run(
-        [*command, str(tmp_path / "journal.sqlite"), str(flag)], capture_output=True, text=True, timeout=120, check=True
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.splitlines() == [
         "False True True False 2",
@@ -209,6 +229,39 @@ def test_a_disk_that_hangs_in_the_middle_of_a_commit(tmp_path: Path) -> None:
         "False",
         "False",
     ]
+
+
+def test_what_a_killed_writer_owed_is_committed_by_the_next_one(tmp_path: Path, spill_name: str) -> None:
+    """Killed while its disk hangs: the first words stand in the journal until the next writer puts what was sent."""
+    environment, flag = hanging_disk(tmp_path)
+    path = tmp_path / "journal.sqlite"
+    command = [sys.executable, "-c", DIE_WHILE_SYNCING, str(path), str(flag), spill_name]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    before = Journal.open(path)
+    assert [each.body for each in before.since("cam1", 0, session="s")] == [b"one instead", b"two", b"three"]
+    before.close()
+    for _ in range(2):  # a writer that finds it all done changes nothing
+        writer = JournalWriter(path, keep_days=1, spill=Spill.attach(spill_name))
+        assert writer.close(PATIENCE_S)
+        assert [each.body for each in read(path)] == [b"one instead", b"two instead", b"three instead", b"four"]
+        assert Spill.attach(spill_name).entries() == []
+
+
+def test_notes_are_kept_until_all_before_them_are_durable(path: Path, spill_name: str) -> None:
+    """What the buffer gives up and what finds no room in the spill is counted; what is noted stays in order."""
+    spill = Spill.create(spill_name, 1000)
+    writer = JournalWriter(path, keep_days=1, spill=spill, max_entries=5)
+    assert writer.submit([entry(1)]).wait(PATIENCE_S)
+    with locked(path):
+        for seq in range(2, 12):
+            writer.submit([entry(seq, body=bytes(100))], promised=True)
+        assert (writer.lost, writer.unnoted) == (5, 0)
+        assert [each.seq for each in spill.entries()] == list(range(7, 12))
+        writer.submit([entry(12, body=bytes(900))], promised=True)
+        assert (writer.lost, writer.unnoted) == (6, 1)
+    assert writer.close(PATIENCE_S)
+    assert spill.entries() == []
 
 
 def test_a_journal_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
