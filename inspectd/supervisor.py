@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from inspectd.stages.lifecycle import Charge, Stage, live
 from inspectd.stages.notify import Notifier
 from inspectd.stages.restarts import Restarts
 from inspectd.stages.spill import Spill
-from inspectd.stages.state import StateLock, answer_left_rows, new_session, segment_prefix
+from inspectd.stages.state import StateLock, answer_left_rows, new_session, open_journal, segment_prefix
 from inspectd.transport.memory import require_capacity, sweep
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import sweep_stage_endpoints
@@ -38,8 +39,12 @@ from inspectd.viewport import frame_size_error
 LOOK_S = 0.05
 """How often heartbeats and signals are looked at; a death is noticed at once."""
 SPAWN_LIMIT_NS = 120_000_000_000
-STOP_PATIENCE_S = {Stage.CAPTURE: 0.6, Stage.PUBLISHER: 3.6, Stage.WORKER: 0.2}
-"""In this order: nothing more is accepted, what was is answered, then nobody needs the model. Less than 5 s in all."""
+STOP_PATIENCE_S = {Stage.CAPTURE: 0.6, Stage.PUBLISHER: 3.3, Stage.WORKER: 0.2}
+"""In this order: nothing more is accepted, what was is answered, then nobody needs the model."""
+STOP_JOURNAL_S = 0.4
+"""What the journal may still take then. All of it together stays below the five seconds of contract §6."""
+DEATH_S = 0.1
+"""SIGKILL ends a process sooner, unless a hung device holds it in the kernel: such a one is left behind."""
 
 
 @dataclass(slots=True)
@@ -83,6 +88,7 @@ class Supervisor:
         self._children: list[_Child] = []
         self._table: Table
         self._was_ready = False
+        self._undead: list[SpawnProcess] = []
 
     def run(self) -> ExitCode:
         """Runs the daemon until it is told to stop, or cannot go on.
@@ -90,6 +96,7 @@ class Supervisor:
         Raises:
             ConfigError: the configuration is wrong, or another daemon lives on the same state folder.
             TransportError: shared memory cannot be had.
+            JournalError: the journal cannot be written.
         """
         self._recipes = {name: load_recipe(self._settings.recipe_path(name)) for name in self._settings.cameras}
         slot_bytes = self._slot_bytes()
@@ -98,7 +105,7 @@ class Supervisor:
             configure_log(self._settings.log.level, self._settings.log.format, stage="supervisor")
             self._note_signals(stack)
             prefix = segment_prefix(self._settings.state_dir)
-            answer_left_rows(self._settings.state_dir, self._recipes)
+            open_journal(self._settings.state_dir, self._recipes)
             sweep(prefix)
             stack.callback(self._sweep_answered, prefix)
             self._create_shared_memory(prefix, slot_bytes)
@@ -109,6 +116,9 @@ class Supervisor:
             finally:
                 self._stop_all()
         get_logger().info("daemon_stopped", exit_code=int(self._exit_code))
+        if any(process.exitcode is None for process in self._undead):
+            sys.stderr.flush()
+            os._exit(self._exit_code)  # multiprocessing would wait for them for ever
         return self._exit_code
 
     # -- start ------------------------------------------------------------------------------------------------------
@@ -293,14 +303,15 @@ class Supervisor:
         for process in alive:
             process.join(max(0.0, until_s - time.monotonic()))
             if process.exitcode is None:
-                get_logger().warning("child_killed", pid=process.pid)
+                get_logger().warning("child_killed", child=process.name, pid=process.pid)
                 process.kill()
-                process.join()
+                process.join(DEATH_S)
+        self._undead += [process for process in alive if process.exitcode is None]
 
     def _sweep_answered(self, prefix: str) -> None:
         """Takes the shared memory away, but never with rows that nobody has answered: a publisher may have died too."""
         try:
-            answer_left_rows(self._settings.state_dir, self._recipes)
+            answer_left_rows(self._settings.state_dir, self._recipes, limit_s=STOP_JOURNAL_S)
         except JournalError as error:
             get_logger().error("rows_left_for_the_next_start", error=str(error))
             return

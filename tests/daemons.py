@@ -65,6 +65,8 @@ class Daemon:
     metrics: str = ""
     process: subprocess.Popen[str] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    wrapper: tuple[str, ...] = ()
+    """A program that sets something up and then becomes the daemon."""
 
     def __post_init__(self) -> None:
         (self.folder / "recipes").mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ class Daemon:
         """Starts the daemon; does not wait until it is ready."""
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "inspectd", "run", "--config", str(self.config), *more],
+                [*self.wrapper, sys.executable, "-m", "inspectd", "run", "--config", str(self.config), *more],
                 stderr=log,
                 stdout=subprocess.DEVNULL,
                 text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,3 +31,26 @@ def hanging_disk(folder: Path) -> tuple[dict[str, str], Path]:
     source.write_text(HANGING_SYNC)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"], check=True)
     return {"LD_PRELOAD": str(shim), "HANG_WHILE": str(flag)}, flag
+
+
+def small_disk(folder: Path, size: str = "2m", options: str = "rw") -> tuple[str, ...]:
+    """What a program is started by that has a disk of its own at `folder`: seen from outside below `/proc/PID/root`."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("mounting a small tmpfs needs root")
+    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mount of its own here")
+    script = f'mount -t tmpfs -o size={size},{options} none "$0" && exec "$@"'
+    return ("unshare", "-m", "sh", "-c", script, str(folder))
+
+
+def fill(folder: Path) -> Path:
+    """Leaves no room on the disk of a folder. The ballast, to be removed."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for chunk in (1 << 16, 1 << 12, 1):
+            try:
+                while file.write(bytes(chunk)) == chunk:
+                    pass
+            except OSError:
+                continue
+    return ballast

@@ -46,7 +46,9 @@ RETURN_NS = 250_000_000
 nobody hears is lost."""
 TURN_S = 0.05
 LOST_RESULT_NS = 2_000_000_000
-DRAIN_NS = 3_000_000_000
+DRAIN_NS = 2_200_000_000
+CLOSE_S = 0.8
+"""The journal's last chance: together with the drain it stays within what the supervisor waits for."""
 SILENT_LIMIT_NS = 2_000_000_000
 
 
@@ -414,7 +416,7 @@ class Publisher:
         return min(TURN_S, max(0.0, until_ns / 1e9))
 
     def _done(self) -> bool:
-        """Whether the daemon stops and nothing is left to answer; what is not done in 3 s is answered as an error."""
+        """Whether the daemon stops and nothing is left to answer; what is not done in time is answered as an error."""
         if not self._life.stopping:
             return False
         now_ns = time.monotonic_ns()
@@ -429,12 +431,12 @@ class Publisher:
         """The last heartbeat says `stopping`; then subscribers have a second to take what is queued."""
         self._tell_changes(time.monotonic_ns())  # the end of a camera may have come with the order to stop
         self._publish_heartbeat(time.monotonic_ns())
-        if self._http is not None:
-            self._http.close()
-        self._writer.close(1.0)
-        self._journal.close()
         for socket in (self._verdicts, self._control):
             socket.close(LINGER_STOP_MS)
+        if self._http is not None:
+            self._http.close()
+        self._writer.close(CLOSE_S)
+        self._journal.close()
         for internal in (self._results, self._wakes, self._commands):
             internal.close()
         finish_sockets()

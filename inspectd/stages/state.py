@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import secrets
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from queue import Empty, SimpleQueue
+from typing import Self, TypeVar
 
-from inspectd.errors import ConfigError, TransportError
+from inspectd.errors import ConfigError, JournalError, TransportError
 from inspectd.journal import Entry, Journal
 from inspectd.log import get_logger
 from inspectd.recipe import Recipe
@@ -21,6 +25,8 @@ from inspectd.stages.spill import Spill
 from inspectd.transport.memory import names
 from inspectd.transport.tickets import Row, Table
 
+T = TypeVar("T")
+OPEN_S = 5.0
 UNKNOWN_RECIPE = RecipeInfo(name="unknown", sha256="0" * 64)
 
 
@@ -47,7 +53,8 @@ class StateLock:
 
     def __enter__(self) -> Self:
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: whoever comes second is told no pid, and that is all
+            os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,25 +72,57 @@ def segment_prefix(state_dir: Path) -> str:
     return f"inspectd-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:8]}-"
 
 
-def answer_left_rows(state_dir: Path, recipes: dict[str, Recipe]) -> int:
-    """Journals `error/internal`, under the old session, for every frame that a dead daemon left (contract I1).
-
-    Returns:
-        how many there were.
+def open_journal(state_dir: Path, recipes: dict[str, Recipe]) -> None:
+    """Makes sure at the start that verdicts can be journaled, those that a dead daemon left before all others.
 
     Raises:
-        JournalError: the journal cannot be written; then nothing is swept and the rows are there at the next start.
+        JournalError: they cannot; then nothing is swept and what was left is there at the next start.
+    """
+    answer_left_rows(state_dir, recipes)
+    _in_time(state_dir, Journal.probe, OPEN_S)
+
+
+def answer_left_rows(state_dir: Path, recipes: dict[str, Recipe], *, limit_s: float = OPEN_S) -> int:
+    """Journals what a dead daemon left: the words that it had sent before they were durable, and, under its session,
+    `error/internal` for every frame that it never answered (contract I1).
+
+    Returns:
+        how many it had not answered.
+
+    Raises:
+        JournalError: the journal cannot be written in time; then nothing is swept and the rows are there at the next
+            start.
     """
     tables = [name for name in names(segment_prefix(state_dir)) if name.endswith("-table") and _has_left_rows(name)]
     if not tables:
         return 0
-    journal = Journal.open(state_dir / "journal.sqlite")
-    try:
-        count = sum(_answer_table(name, journal, recipes) for name in tables)
-    finally:
-        journal.close()
+    count = _in_time(state_dir, lambda journal: sum(_answer_table(name, journal, recipes) for name in tables), limit_s)
     get_logger().warning("left_frames_answered", count=count)
     return count
+
+
+def _in_time(state_dir: Path, work: Callable[[Journal], T], limit_s: float) -> T:
+    """Does something with the journal in a thread, which is left behind where the disk hangs."""
+    path, done = state_dir / "journal.sqlite", SimpleQueue[T | JournalError]()
+
+    def attempt() -> None:
+        try:
+            journal = Journal.open(path)
+            try:
+                done.put(work(journal))
+            finally:
+                journal.close()
+        except JournalError as error:
+            done.put(error)
+
+    threading.Thread(target=attempt, name="journal", daemon=True).start()
+    try:
+        result = done.get(timeout=limit_s)
+    except Empty:
+        raise JournalError(f"{path}: its disk does not answer (tried {limit_s:g} s)") from None
+    if isinstance(result, JournalError):
+        raise result
+    return result
 
 
 def _has_left_rows(name: str) -> bool:
