@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -130,9 +130,13 @@ def accepted(request_id: str, **fields: Any) -> bytes:
     return json.dumps({"id": request_id, "ok": True} | fields, allow_nan=False, ensure_ascii=False).encode()
 
 
-def verdicts(request_id: str, bodies: Iterable[bytes]) -> bytes:
-    """The reply to `history`: the bodies as they were published, byte for byte, without reading them again."""
-    head = json.dumps({"id": request_id, "ok": True}, ensure_ascii=False).encode()
+def verdicts(request_id: str, bodies: Iterable[bytes], evidence: Mapping[str, str]) -> bytes:
+    """The reply to `history`: the bodies as they were published, byte for byte, without reading them again.
+
+    Args:
+        evidence: where pictures lie in the evidence folder, by seq.
+    """
+    head = json.dumps({"id": request_id, "ok": True, "evidence": evidence}, ensure_ascii=False).encode()
     return head[:-1] + b', "verdicts": [' + b",".join(bodies) + b"]}"
 
 

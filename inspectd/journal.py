@@ -8,6 +8,7 @@ publisher.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import threading
 import time
@@ -30,6 +31,7 @@ READER_BUSY_S = 0.05
 CHECK_S = 0.5
 WAL_KEPT_BYTES = 64 << 20
 PRUNE_ROWS = 100
+FULL_BYTES = 1 << 20
 
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -340,8 +342,7 @@ class Journal:
             yield
         except sqlite3.Error as error:
             kind = _DamagedError if _code(error) in _DAMAGE else JournalError
-            more = "; expected in a folder that can be written" if _code(error) == sqlite3.SQLITE_CANTOPEN else ""
-            raise kind(f"{self.path}: {error}{more}") from error
+            raise kind(f"{self.path}: {error}{_advice(error, self.path)}") from error
 
     def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._explained():
@@ -384,6 +385,17 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     finally:
         timer.cancel()
         timer.join()  # an interrupt must not come to a later statement
+
+
+def _advice(error: sqlite3.Error, path: Path) -> str:
+    """What SQLite does not say of its own accord: it calls a full disk an I/O error where its log finds no room."""
+    if _code(error) == sqlite3.SQLITE_CANTOPEN:
+        return "; expected in a folder that can be written"
+    with contextlib.suppress(OSError):
+        free_bytes = shutil.disk_usage(path.parent).free
+        if _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) and free_bytes < FULL_BYTES:
+            return f"; its disk has {free_bytes} bytes free"
+    return ""
 
 
 def _code(error: BaseException | None) -> int:

@@ -308,6 +308,20 @@ class JournalSettings(Strict):
     """Shared memory for what goes out before it is journaled, so that not even the publisher's death takes it away."""
 
 
+class Evidence(Strict):
+    """`[evidence]`: pictures of what was judged, in `evidence/SESSION/CAMERA/SEQ.jpg` in `state_dir`."""
+
+    quota_mb: float = Field(default=0.0, ge=0, le=10_000_000)
+    """Disk space that they may take; the oldest go first. 0 keeps none."""
+    decisions: tuple[Literal["pass", "fail", "error"], ...] = ("fail", "error")
+    """Which verdicts leave a picture; an error does where there was a frame to look at."""
+    every_nth_pass: int | None = Field(default=None, ge=1)
+    """Every n-th pass of a camera leaves one too."""
+    format: Literal["jpeg", "png"] = "jpeg"
+    heatmap: bool = False
+    """Blend the anomaly map in; without it the picture is what the camera gave, cut to the recipe's region."""
+
+
 class Publisher(Strict):
     """`[publisher]`: the process that answers."""
 
@@ -352,6 +366,7 @@ class Settings(BaseSettings):
     worker: Worker = Worker()
     publisher: Publisher = Publisher()
     journal: JournalSettings = JournalSettings()
+    evidence: Evidence = Evidence()
     weights: Weights = Weights()
     log: Log = Log()
 
@@ -377,6 +392,11 @@ class Settings(BaseSettings):
     def weights_dir(self) -> Path:
         """Where fetched weights lie."""
         return self.weights.dir or self.state_dir / "weights"
+
+    @property
+    def evidence_dir(self) -> Path:
+        """Where pictures are kept."""
+        return self.state_dir / "evidence"
 
     @property
     def cache_dir(self) -> Path:

@@ -62,6 +62,14 @@ class _Watched(Collector):
         "inspectd_camera_up": (GaugeMetricFamily, "1 while the camera gives frames.", ("camera",)),
         "inspectd_last_seq": (GaugeMetricFamily, "The last verdict's seq.", ("camera",)),
         "inspectd_restarts": (CounterMetricFamily, "How often a process was replaced.", ("process",)),
+        "inspectd_evidence_pictures": (CounterMetricFamily, "Pictures kept as evidence, and not.", ("outcome",)),
+        "inspectd_evidence_bytes": (GaugeMetricFamily, "Disk space that the evidence takes.", ()),
+        "inspectd_journal_backlog": (GaugeMetricFamily, "Verdicts that are not durable yet.", ()),
+        "inspectd_journal_given_up": (
+            CounterMetricFamily,
+            "Verdicts and masks that the journal will never have, and verdicts that found no room in the spill.",
+            ("what",),
+        ),
         "inspectd_ready": (GaugeMetricFamily, "1 while the daemon's state is ready.", ()),
     }
 

@@ -81,7 +81,8 @@ def test_half_a_character_in_an_id_is_refused_like_any_mistake() -> None:
 def test_history_gives_the_bytes_that_were_published() -> None:
     """The bodies are not read again: they stand in the reply byte for byte, and the reply is JSON."""
     bodies = [b'{"seq":1,"score":0.10000000000000001}', b'{"seq":2}']
-    reply = control.verdicts('"1', bodies)
+    reply = control.verdicts('"1', bodies, {"2": "s/cam1/2.jpg"})
     assert all(body in reply for body in bodies)
-    assert json.loads(reply) == {"id": '"1', "ok": True, "verdicts": [{"seq": 1, "score": 0.1}, {"seq": 2}]}
-    assert json.loads(control.verdicts("1", []))["verdicts"] == []
+    assert json.loads(reply)["verdicts"] == [{"seq": 1, "score": 0.1}, {"seq": 2}]
+    assert json.loads(reply)["evidence"] == {"2": "s/cam1/2.jpg"}
+    assert json.loads(control.verdicts("1", [], {}))["verdicts"] == []

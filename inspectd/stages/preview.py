@@ -28,17 +28,26 @@ class PreviewClock:
 
 
 def preview_jpeg(crops: Crops, inspection: Inspection, pixel_threshold: float) -> bytes:
-    """The inspected box as a JPEG; heat begins at half the pixel threshold and is full at it.
+    """The inspected box with its heat as a JPEG.
 
     Raises:
         ValueError: the picture cannot be encoded.
     """
+    return encode_jpeg(picture_bgr(crops, inspection, pixel_threshold), quality=JPEG_QUALITY)
+
+
+def picture_bgr(crops: Crops, inspection: Inspection, pixel_threshold: float) -> PixelsU8:
+    """The inspected box, with its heat where there is a map: it begins at half the pixel threshold and is full at it.
+
+    Raises:
+        ValueError: there is no such picture.
+    """
     picture = rgb_to_bgr(_box_rgb(crops))
-    if inspection.anomaly_map is not None:
-        picture = blend_heat(
-            picture, inspection.anomaly_map, (0, 0), low=0.5 * pixel_threshold, high=max(pixel_threshold, 1e-6)
-        )
-    return encode_jpeg(picture, quality=JPEG_QUALITY)
+    if inspection.anomaly_map is None:
+        return picture
+    return blend_heat(
+        picture, inspection.anomaly_map, (0, 0), low=0.5 * pixel_threshold, high=max(pixel_threshold, 1e-6)
+    )
 
 
 def _box_rgb(crops: Crops) -> PixelsU8:

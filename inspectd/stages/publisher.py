@@ -18,6 +18,7 @@ from inspectd.log import get_logger
 from inspectd.records import CameraState, DaemonState, Decision, Reason, Verdict
 from inspectd.stages.answers import Frozen, as_error, entry_of, freeze, verdict_of
 from inspectd.stages.events import CameraLook, Event, EventWatch, Look
+from inspectd.stages.evidence import EvidenceWriter
 from inspectd.stages.journaling import Commit, JournalWriter
 from inspectd.stages.ledger import Answer, Ledger
 from inspectd.stages.lifecycle import Life, Stage
@@ -76,6 +77,9 @@ class Publisher:
             on_commit=self._metrics.commit.observe,
         )
         self._owed: Commit | None = self._writer.inherited
+        self._evidence = EvidenceWriter(
+            settings.evidence_dir, round(settings.evidence.quota_mb * 1e6), sick=lambda: not self._journal_keeps_up()
+        )
         self._unsent: dict[tuple[str, int], tuple[Verdict, bytes | None]] = {}
         self._journal = Journal.open(settings.state_dir / "journal.sqlite", read_only=True)
         self._views = {name: self._table.camera(index) for index, name in enumerate(self._table.cameras)}
@@ -97,6 +101,7 @@ class Publisher:
             commands=self._commands,
             metrics=self._metrics,
             state=self._daemon_state,
+            find_picture=self._evidence.find,
         )
         self._http = self._serve_metrics()
 
@@ -189,7 +194,7 @@ class Publisher:
     def _take_results(self) -> None:
         for parts in self._results.drain():
             if parts[0] == b"":
-                self._publish_preview(parts)
+                self._take_picture(parts)
                 continue
             try:
                 result = wire.result_from_bytes(parts[0])
@@ -204,10 +209,13 @@ class Publisher:
             if not self._ledgers[name].resolve(result, mask_png):
                 self._metrics.late_results.inc()
 
-    def _publish_preview(self, parts: list[bytes]) -> None:
+    def _take_picture(self, parts: list[bytes]) -> None:
         head = json.loads(parts[1])
-        name = self._table.cameras[head["camera"]]
-        body = wire.preview_body(self._session, name, head["seq"], tuple(head["size_wh_px"]))
+        name, seq = self._table.cameras[head["camera"]], head["seq"]
+        if head["what"] == wire.Extra.EVIDENCE:
+            self._evidence.offer(self._session, name, seq, parts[2], shed_before=head["shed"])
+            return
+        body = wire.preview_body(self._session, name, seq, tuple(head["size_wh_px"]))
         self._verdicts.send(wire.preview_topic(name), body, parts[2])
 
     def _notice_lost_work(self, now_ns: int) -> None:
@@ -406,6 +414,17 @@ class Publisher:
             "inspectd_camera_up": [((name,), float(view.state is CameraState.READY)) for name, view in views],
             "inspectd_last_seq": [((name,), view.answered_through) for name, view in views],
             "inspectd_restarts": [((child.name,), child.restarts) for child in self._table.children()],
+            "inspectd_evidence_pictures": [
+                (("written",), self._evidence.written),
+                (("shed",), self._evidence.shed),
+            ],
+            "inspectd_evidence_bytes": [((), self._evidence.used_bytes)],
+            "inspectd_journal_backlog": [((), self._writer.backlog)],
+            "inspectd_journal_given_up": [
+                (("verdict",), self._writer.lost),
+                (("mask",), self._writer.masks_dropped),
+                (("note",), self._writer.unnoted),
+            ],
             "inspectd_ready": [((), float(self._daemon_state() is DaemonState.READY))],
         }
 

@@ -60,6 +60,7 @@ class Requests:
 
     Args:
         state: the daemon's state at present.
+        find_picture: where the evidence of a session, camera and seq lies in its folder, None where there is none.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Requests:
         commands: Commands,
         metrics: Metrics,
         state: Callable[[], DaemonState],
+        find_picture: Callable[[str, str, int], str | None],
     ) -> None:
         self._life = life
         self._table = life.table
@@ -79,6 +81,7 @@ class Requests:
         self._commands = commands
         self._metrics = metrics
         self._state = state
+        self._find_picture = find_picture
         self._waiting: dict[tuple[str, str], list[_Waiter]] = {}
         self._seqs: dict[tuple[str, str], int] = {}
         self._tallies = {name: _Tally() for name in self._table.cameras}
@@ -157,7 +160,9 @@ class Requests:
                 limit=request.limit,
             ),
         )
-        return control.verdicts(request.id, (entry.body for entry in entries))
+        found = {entry.seq: self._find_picture(entry.session, entry.camera, entry.seq) for entry in entries}
+        pictures = {str(seq): place for seq, place in found.items() if place is not None}
+        return control.verdicts(request.id, [entry.body for entry in entries], pictures)
 
     def _mask(self, request: control.MaskRequest) -> tuple[bytes, ...]:
         session = request.session or self._table.session

@@ -24,11 +24,12 @@ from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason, 
 from inspectd.sources.open import probe
 from inspectd.stages.batching import Batcher, Ticket
 from inspectd.stages.lifecycle import Life, Stage
+from inspectd.stages.pictures import Exposure, Pictures
 from inspectd.stages.preview import PreviewClock, preview_jpeg
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import Inbox, Outbox, stage_endpoint, wait
 from inspectd.transport.tickets import Row
-from inspectd.transport.wire import Result, result_bytes
+from inspectd.transport.wire import Extra, Result, result_bytes
 from inspectd.voting import Ballot, vote
 
 IDLE_S = 0.02
@@ -76,6 +77,7 @@ class Worker:
             reserve_ns=round(settings.publisher.publish_reserve_ms * 1e6),
         )
         self._previews = PreviewClock(settings.publisher.preview_fps)
+        self._pictures = Pictures(settings.evidence)
         self._wakes = Inbox(stage_endpoint(settings.sockets_dir, Stage.WORKER, self._charge.generation, "wake"))
         self._results = Outbox(
             lambda generation: stage_endpoint(settings.sockets_dir, Stage.PUBLISHER, generation, "results"),
@@ -98,6 +100,7 @@ class Worker:
             self._life.beat()
             self._take_rows()
             self.turn(time.monotonic_ns())
+            self._pictures.forward(self._results)
 
     def turn(self, now_ns: int) -> None:
         """Runs the next batch, if one should go now."""
@@ -211,7 +214,7 @@ class Worker:
         inspector = self._inspectors[batch[0].group]
         taken_ns = time.monotonic_ns()
         previewed = self._previewed(batch, taken_ns)
-        inspector.keep_maps = bool(previewed)
+        inspector.keep_maps = bool(previewed) or self._pictures.wants_maps
         crops = [self._crops(inspector, ticket) for ticket in batch]
         sound = [crop for own in crops for crop in own if isinstance(crop, Crops)]
         self._limit_silence(max(1, len(sound)))
@@ -230,6 +233,8 @@ class Worker:
             if ticket in previewed and isinstance(shown, Crops):
                 jpeg = preview_jpeg(shown, ballot.inspection, inspector.recipe.pixel_threshold)
                 self._send_preview(ticket, shown, jpeg)
+            if isinstance(shown, Crops):
+                self._offer_picture(ticket, shown, ballot.inspection, inspector.recipe.pixel_threshold)
 
     def _previewed(self, batch: list[Ticket], now_ns: int) -> list[Ticket]:
         """The frames of a batch whose pictures somebody wants to see."""
@@ -242,8 +247,23 @@ class Worker:
     def _send_preview(self, ticket: Ticket, crop: Crops, jpeg: bytes) -> None:
         """After the verdict, never before it; a picture that finds no room is dropped."""
         height, width = crop.view.size_hw_px
-        head = {"camera": ticket.camera, "seq": ticket.row.seq, "size_wh_px": [width, height]}
+        head = {"what": Extra.PREVIEW, "camera": ticket.camera, "seq": ticket.row.seq, "size_wh_px": [width, height]}
         self._results.send([b"", json.dumps(head).encode(), jpeg])
+
+    def _offer_picture(self, ticket: Ticket, crop: Crops, inspection: Inspection, pixel_threshold: float) -> None:
+        """A frame that comes so late that its verdict is an error by now counts as one."""
+        due_ns = ticket.row.deadline_ns - round(self._charge.settings.publisher.publish_reserve_ms * 1e6)
+        late = ticket.row.deadline_ns and time.monotonic_ns() >= due_ns
+        self._pictures.offer(
+            Exposure(
+                camera=ticket.camera,
+                seq=ticket.row.seq,
+                decision=Decision.ERROR if late else inspection.decision,
+                crops=crop,
+                inspection=inspection,
+                pixel_threshold=pixel_threshold,
+            )
+        )
 
     def _crops(self, inspector: Inspector, ticket: Ticket) -> list[Crops | Reason]:
         """The model's input, copied out of the slots of the part, which are free from then on; or why there is none."""

@@ -57,6 +57,13 @@ class EventKind(StrEnum):
     JOURNAL_BACK = "journal_back"
 
 
+class Extra(StrEnum):
+    """What a worker sends besides results: `[b"", JSON with "what", picture]`."""
+
+    PREVIEW = "preview"
+    EVIDENCE = "evidence"
+
+
 TOPIC_ROOTS = ("verdict/", "heartbeat/", "event/", "preview/")
 
 
