@@ -214,7 +214,7 @@ def verdict_from_bytes(body: bytes) -> Verdict:
         fields = json.loads(body)
         at_utc = fields["captured_utc"]
         return _VERDICT.validate_python(fields | {"captured_utc_ns": None if at_utc is None else utc_ns(at_utc)})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise TransportError(f"not a verdict: {error}") from error
 
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tests_records import a_result, a_verdict
 
 from inspectd.errors import TransportError
-from inspectd.records import Decision, Latency, MaskPlace, Reason, Region
+from inspectd.records import Decision, Latency, MaskPlace, Reason, Region, Trigger, TriggerKind, Verdict
 from inspectd.transport import wire
 
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 REGION = Region(id=1, bbox_xywh_px=(4, 5, 6, 7), area_px=30, centroid_xy_px=(6.5, 8.0), score_max=0.9, score_mean=0.75)
 
 
@@ -113,3 +114,40 @@ def test_junk_is_no_result(junk: bytes) -> None:
 def test_subscriptions_that_are_admitted(subscription: bytes, *, admitted: bool) -> None:
     """The empty subscription and prefixes of the contract's topics, nothing else."""
     assert wire.admits(subscription) is admitted
+
+
+VERDICTS = st.builds(
+    a_verdict,
+    regions=st.lists(
+        st.builds(
+            Region,
+            id=st.integers(1, 255),
+            bbox_xywh_px=st.tuples(*[st.integers(0, 9999)] * 4),
+            area_px=st.integers(1),
+            centroid_xy_px=st.tuples(NUMBERS, NUMBERS),
+            score_max=NUMBERS,
+            score_mean=NUMBERS,
+        ),
+        max_size=3,
+    ).map(tuple),
+    score=st.none() | NUMBERS,
+    latency_ms=st.builds(Latency, total=st.none() | NUMBERS),
+    captured_utc_ns=st.none() | st.integers(0, 4 * 10**18),
+    mask=st.none() | st.just(MaskPlace(origin_xy_px=(1, 2), size_wh_px=(3, 4))),
+    trigger=st.builds(Trigger, kind=st.sampled_from(TriggerKind), id=st.text(max_size=20)),
+)
+
+
+@given(verdict=VERDICTS)
+def test_a_verdict_that_is_read_again_is_the_same_bytes(verdict: Verdict) -> None:
+    """Whatever a verdict says, its body read and written again is the same, byte for byte."""
+    body = wire.verdict_body(verdict)
+    assert wire.verdict_body(wire.verdict_from_bytes(body)) == body
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"captured_utc": 1}', b"[" * 100_000, b"\xff"])
+def test_what_is_no_verdict_and_no_result_is_refused(body: bytes) -> None:
+    """Any bytes are an error that says so, never another."""
+    for read in (wire.verdict_from_bytes, wire.result_from_bytes):
+        with pytest.raises(TransportError, match=r"^not a "):
+            read(body)
