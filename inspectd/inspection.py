@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from inspectd.records import Decision, FailOn, Inspection, MapF32, ModelIdentity
 from inspectd.regions import Regions, find_regions
 from inspectd.viewport import MaskBool, Viewport, frame_size_error, stitch, viewport
 
+_MOST_TILES_KEPT = 64
+"""Windows of a frame with more tiles are not kept: 3 MB a tile and camera with the default backbone."""
 _VIEWPORTS_KEPT = 16
 """Frame sizes whose geometry is remembered: cameras change theirs rarely."""
 
@@ -38,20 +40,40 @@ class ScoredCrop(Protocol):
 
 
 class CropDetector(Protocol):
-    """What the Inspector asks of a detector; `detect.winclip.Detector` is one."""
+    """What the Inspector asks of a detector; `detect.winclip.Detector` is one.
+
+    `memory` gives what one tile of one camera hands back to `score` with each of its frames, in order, so that what did
+    not change is not computed again; None where there is no such thing.
+    """
 
     @property
     def identity(self) -> ModelIdentity: ...
     @property
     def grid_hw(self) -> tuple[int, int]: ...
+    def memory(self) -> Any: ...
     def score(
         self,
         crops_rgb: Sequence[PixelsU8],
         *,
         regions: Sequence[NDArray[np.bool_] | None] | None = None,
         localise_from: float | None = None,
+        memories: Sequence[Any] | None = None,
     ) -> Sequence[ScoredCrop]: ...
     def enroll(self, references_rgb: Sequence[PixelsU8]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Which frame of which camera: what tells whether one follows another. `generation` is capture's."""
+
+    camera: str
+    generation: int
+    seq: int
+
+    def follows(self, earlier: Moment) -> bool:
+        """Whether nothing was lost between the two; several frames of one part have one seq."""
+        same = (self.camera, self.generation) == (earlier.camera, earlier.generation)
+        return same and self.seq - earlier.seq in (0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,12 +81,13 @@ class Crops:
     """What the model needs of one frame, owned: the frame's own memory may be reused.
 
     `images_rgb` are `(h, w, 3) uint8`, one for each tile of `view`. `look` is how the region looks, where
-    the recipe has limits for it.
+    the recipe has limits for it. A frame without a `moment` stands for itself.
     """
 
     view: Viewport
     images_rgb: tuple[PixelsU8, ...]
     look: Look | None
+    moment: Moment | None
     crop_ms: float
 
 
@@ -110,6 +133,15 @@ class Measurement:
         return [grid for grid in self.grid_maps if grid is not None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    """What the detector remembers of one camera's last frame, for each tile of its view."""
+
+    moment: Moment
+    view: Viewport
+    memories: tuple[Any, ...]
+
+
 def decide(score: float, threshold: float, region_count: int, fail_on: FailOn) -> tuple[Decision, Reason]:
     """The verdict. Only a finite score can pass.
 
@@ -146,6 +178,7 @@ class Inspector:
         """
         self._recipe, self._detector, self.keep_maps, self._beat = recipe, detector, keep_maps, beat
         self._viewports: dict[tuple[int, int], Viewport] = {}
+        self._kept: dict[str, _Kept] = {}
         if recipe.reference_paths:
             detector.enroll([image for path in recipe.reference_paths for image in self._reference(path)])
 
@@ -166,8 +199,11 @@ class Inspector:
             return None
         return frame_size_error(self._recipe, size_wh_px)
 
-    def crop(self, pixels_bgr: PixelsU8) -> Crops:
+    def crop(self, pixels_bgr: PixelsU8, moment: Moment | None = None) -> Crops:
         """Copies out of a frame `(H, W, 3) uint8` BGR what the model needs.
+
+        Args:
+            moment: which frame it is; windows that did not change since the one before may then be reused.
 
         Raises:
             SourceError: frames of that size cannot be inspected.
@@ -179,7 +215,7 @@ class Inspector:
         box = view.box(pixels_bgr)
         images = tuple(view.tiles_of(bgr_to_rgb(box)))
         seen = look(box, view.roi) if self._recipe.quality.wanted else None
-        return Crops(view=view, images_rgb=images, look=seen, crop_ms=_ms_since(start_ns))
+        return Crops(view=view, images_rgb=images, look=seen, moment=moment, crop_ms=_ms_since(start_ns))
 
     def inspect(self, frames_bgr: Sequence[PixelsU8]) -> list[Inspection]:
         """Inspects frames `(H, W, 3) uint8` BGR, in their order, alike at any batch size.
@@ -217,13 +253,26 @@ class Inspector:
         """
         images = [image for frame in crops for image in frame.images_rgb]
         regions = [tile.inside for frame in crops for tile in frame.view.tiles]
-        scored = iter(self._detector.score(images, regions=regions, localise_from=localise_from))
+        memories = [memory for frame in crops for memory in self._memories(frame)]
+        scored = iter(self._detector.score(images, regions=regions, localise_from=localise_from, memories=memories))
         measured = []
         for frame in crops:
             own = [next(scored) for _ in frame.view.tiles]
             scores, maps = tuple(one.score for one in own), tuple(one.map for one in own)
             measured.append(Measurement(view=frame.view, look=frame.look, scores=scores, grid_maps=maps))
         return measured
+
+    def _memories(self, frame: Crops) -> Sequence[Any]:
+        """For each tile what is kept of its windows; kept anew after a gap, and for frames of another size."""
+        nothing = [None] * len(frame.view.tiles)
+        moment = frame.moment
+        if moment is None or not self._recipe.detector.reuse or len(nothing) > _MOST_TILES_KEPT:
+            return nothing
+        kept = self._kept.get(moment.camera)
+        if kept is None or kept.view is not frame.view or not moment.follows(kept.moment):
+            kept = _Kept(moment, frame.view, tuple(self._detector.memory() for _ in nothing))
+        self._kept[moment.camera] = replace(kept, moment=moment)
+        return kept.memories
 
     def measure_frames(self, frames_bgr: Sequence[PixelsU8]) -> list[Measurement]:
         """`measure` for frames `(H, W, 3) uint8` BGR: for calibration, which has no threshold yet.

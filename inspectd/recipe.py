@@ -67,6 +67,13 @@ class Detector(Strict):
     """How the maps of patches and scales become one; `sum`: zqhang."""
     resize: Literal["uint8", "float"] | None = None
     """Bicubic and antialiased, rounded to grey levels or not (`float`: anomalib)."""
+    reuse: bool = False
+    """Keeps each window's embedding, by camera, for as long as the window's pixels are those that it was computed
+    from. Off: noise leaves few windows alike, and a line must be dimensioned for the frame that changes everywhere."""
+    reuse_tolerance_levels: int = Field(default=0, ge=0, le=64)
+    """Grey levels by which a pixel may differ. Above 0 scores move: another model."""
+    refresh_every: int = Field(default=100, ge=1, le=1_000_000)
+    """Every so many frames all windows are computed."""
 
     @field_validator("scales")
     @classmethod
@@ -74,6 +81,21 @@ class Detector(Strict):
         if len(set(value)) != len(value) or not all(1 <= scale <= 15 for scale in value):
             raise ValueError("expected different whole numbers from 1 to 15")
         return value
+
+    @property
+    def resizes_to(self) -> Literal["uint8", "float"]:
+        """How crops are resized: the key, or the profile's choice."""
+        return self.resize or ("float" if self.profile == "anomalib" else "uint8")
+
+    @model_validator(mode="after")
+    def _reusable(self) -> Detector:
+        if self.reuse and (self.resizes_to != "uint8" or self.kind != "winclip" or self.mode == "image_only"):
+            raise ValueError(
+                'reuse = true is for windows of grey levels: it needs "winclip", a map, and resize = "uint8"'
+            )
+        if self.reuse_tolerance_levels and not self.reuse:
+            raise ValueError("reuse_tolerance_levels needs reuse = true")
+        return self
 
 
 class References(Strict):

@@ -10,7 +10,7 @@ import pytest
 from tests_inspection import GOLDEN, BrightDetector, Brightness, bright_recipe, dark_frame
 
 from inspectd.errors import ConfigError, SourceError
-from inspectd.inspection import Inspector, decide
+from inspectd.inspection import Inspector, Moment, decide
 from inspectd.recipe import load_recipe
 from inspectd.records import Decision, FailOn, Reason
 
@@ -231,6 +231,43 @@ def test_tiles_are_scored_by_the_worst_or_alike(tmp_path: Path, combine: str, sc
     frame[:, 40:] = 204
     (measured,) = Inspector(recipe, BrightDetector()).measure_frames([frame])
     assert measured.score == pytest.approx(score)
+
+
+class MemoryDetector(BrightDetector):
+    """Gives numbered memories and notes which ones come back with the frames."""
+
+    def __init__(self):
+        super().__init__()
+        self.given, self.handed = 0, []
+
+    def memory(self):
+        self.given += 1
+        return self.given
+
+    def score(self, crops_rgb, *, memories=None, **more):
+        self.handed += list(memories or [])
+        return super().score(crops_rgb, **more)
+
+
+def test_what_is_kept_of_a_camera_is_dropped_after_a_gap(tmp_path: Path):
+    """A new memory after a gap, a new capture or another size; the same for the next frame and for more of one part."""
+    detector = MemoryDetector()
+    inspector = Inspector(bright_recipe(tmp_path, "[detector]\nreuse = true"), detector)
+    frames = [("a", 1, 1), ("b", 1, 1), ("a", 1, 2), ("a", 1, 2), ("a", 1, 4), ("a", 2, 5), ("a", 2, 4), ("b", 1, 2)]
+    moments = [Moment(camera=camera, generation=generation, seq=seq) for camera, generation, seq in frames]
+    inspector.inspect_crops([inspector.crop(dark_frame(), moment) for moment in moments])
+    assert detector.handed == [1, 2, 1, 1, 3, 4, 5, 2]
+    inspector.inspect_crops([inspector.crop(dark_frame(80, 60), Moment(camera="b", generation=1, seq=3))])
+    inspector.inspect([dark_frame()])
+    assert detector.handed[8:] == [6, None]
+
+
+def test_nothing_is_kept_unless_the_recipe_says_so(tmp_path: Path):
+    """Without `reuse` no frame comes with a memory."""
+    detector = MemoryDetector()
+    inspector = Inspector(bright_recipe(tmp_path), detector)
+    inspector.inspect_crops([inspector.crop(dark_frame(), Moment(camera="a", generation=1, seq=1))])
+    assert (detector.given, detector.handed) == (0, [None])
 
 
 def test_scores_need_no_threshold_but_verdicts_do(tmp_path: Path):

@@ -17,6 +17,7 @@ from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import VisionTower
 from inspectd.detect.gemm import Precision, has_int8
 from inspectd.detect.identity import Facts
+from inspectd.detect.reuse import ReuseRule
 from inspectd.detect.winclip import Detector, WinclipConfig
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -114,11 +115,13 @@ def open_tower(config: Path, weights: Path, precision: Precision = Precision.FP3
     return VisionTower(Checkpoint(weights), read_architecture("x", config).vision, device=CPU, precision=precision)
 
 
-def small_detector(folder: Path, precision: Precision = Precision.FP32, **settings: Any) -> Detector:
-    """A detector on random weights; keyword arguments are `WinclipConfig`'s."""
+def small_detector(
+    folder: Path, precision: Precision = Precision.FP32, *, reuse: ReuseRule | None = None, **settings: Any
+) -> Detector:
+    """A detector on random weights; further keyword arguments are `WinclipConfig`'s."""
     tower = open_tower(*write_model(folder / "model"), precision)
     text = torch.randn(2, tower.shape.embedding, generator=torch.Generator().manual_seed(4))
-    return Detector(tower, text, WinclipConfig(**settings), facts=FACTS)
+    return Detector(tower, text, WinclipConfig(**settings), facts=FACTS, reuse=reuse)
 
 
 def some_crops(count: int, seed: int = 3) -> list[np.ndarray]:

@@ -49,11 +49,15 @@ class BrightDetector:
         *,
         regions: Sequence[NDArray[np.bool_] | None] | None = None,
         localise_from: float | None = None,
+        memories: Sequence[None] | None = None,
     ) -> list[Brightness]:
-        del localise_from  # every crop gets its map
+        del localise_from, memories  # every crop gets its map
         self.crops += list(crops_rgb)
         self.regions += list(regions or [])
         return [self._one(*pair) for pair in zip(crops_rgb, regions or [None] * len(crops_rgb), strict=True)]
+
+    def memory(self) -> None:
+        """There is nothing to reuse."""
 
     def enroll(self, references_rgb: Sequence[NDArray[np.uint8]]) -> None:
         self.references += list(references_rgb)

@@ -17,6 +17,7 @@ from inspectd.detect.gemm import Precision, has_int8
 from inspectd.detect.identity import Facts
 from inspectd.detect.preprocess import Resize
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, Prompts, compose
+from inspectd.detect.reuse import ReuseRule
 from inspectd.detect.scoring import FewShotMap
 from inspectd.detect.text import TextAverage, embed_prompts
 from inspectd.detect.weights import WeightsFile, find
@@ -70,7 +71,7 @@ def build_detector(
             return {"text": embed_prompts(text_tower, prompts, config.text_average, beat)}
 
     text = cache.get(facts.text_key(), embed)["text"]
-    return Detector(tower, text, config, facts=facts, cache=cache, beat=beat)
+    return Detector(tower, text, config, facts=facts, cache=cache, reuse=_reuse(recipe, exactly), beat=beat)
 
 
 def use_threads(threads: int | None) -> None:
@@ -137,9 +138,20 @@ def _config(recipe: Recipe, weights: WeightsFile) -> WinclipConfig:
         text_average=TextAverage(detector.text_average or ("raw" if anomalib else "normalised")),
         patch_feature=PatchFeature(detector.patch_feature),
         few_shot_map=FewShotMap(detector.few_shot_map),
-        resize=Resize(detector.resize or ("float" if anomalib else "uint8")),
+        resize=Resize(detector.resizes_to),
         least_score=0.0 if anomalib else LEAST_SCORE,
     )
+
+
+def _reuse(recipe: Recipe, precision: Precision) -> ReuseRule | None:
+    detector = recipe.detector
+    if not detector.reuse:
+        return None
+    if precision is Precision.INT8:
+        raise ConfigError(
+            f"{recipe.path}: detector.reuse: in int8 a window's numbers depend on those computed beside it"
+        )
+    return ReuseRule(tolerance_levels=detector.reuse_tolerance_levels, refresh_every=detector.refresh_every)
 
 
 def _prompts(recipe: Recipe) -> Prompts:
@@ -154,13 +166,15 @@ def _prompts(recipe: Recipe) -> Prompts:
 def _facts(
     recipe: Recipe, weights: WeightsFile, config: WinclipConfig, prompts: Prompts, precision: Precision
 ) -> Facts:
+    lossy = recipe.detector.reuse_tolerance_levels > 0  # without a tolerance reuse is exact
+    reuse = recipe.detector.model_dump(include={"reuse_tolerance_levels", "refresh_every"}) if lossy else {}
     return Facts(
         detector=recipe.detector.kind,
         backbone=weights.architecture.name,
         weights_sha256=weights.sha256(),
         precision=precision,
         architecture=asdict(weights.architecture),
-        config=asdict(config),
+        config=asdict(config) | reuse,
         prompts=asdict(prompts),
         view={
             "region": recipe.region and recipe.region.model_dump(mode="json"),

@@ -132,8 +132,8 @@ def attend(qkv: Sequence[Tensor], spans: Sequence[Span], heads: int, *, causal: 
 
 
 def _by_head(x: Tensor, sequences: int, heads: int) -> Tensor:
-    """`(S·L, D)` -> `(S, heads, L, D / heads)`, a view."""
-    return x.view(sequences, -1, heads, x.shape[1] // heads).transpose(1, 2)
+    """`(S·L, D)` -> `(S, heads, L, D / heads)`, a view; S may be 0."""
+    return x.view(sequences, len(x) // max(1, sequences), heads, x.shape[1] // heads).transpose(1, 2)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
@@ -204,7 +204,9 @@ class VisionTower:
         x = self._last(last, x, kept)
         beat()
         parts = torch.split(x, [span.sequences * span.queries for span in kept])
-        return [part.view(span.sequences, span.queries, -1) for part, span in zip(parts, kept, strict=True)], before
+        return [
+            part.view(span.sequences, span.queries, x.shape[1]) for part, span in zip(parts, kept, strict=True)
+        ], before
 
     def _last(self, block: Block, x: Tensor, spans: Sequence[Span]) -> Tensor:
         """The last block computes keys and values of all rows, and the rest for the kept rows alone."""

@@ -33,7 +33,23 @@ def prepare(crops_rgb: Sequence[NDArray[np.uint8]], shape: VisionShape, resize: 
     Raises:
         DetectorError: a crop of another shape or type.
     """
-    grey = torch.cat([_resized(_checked(crop), shape.image_hw_px, resize, device) for crop in crops_rgb])
+    return normalised(squashed(crops_rgb, shape, resize, device), shape)
+
+
+def squashed(
+    crops_rgb: Sequence[NDArray[np.uint8]], shape: VisionShape, resize: Resize, device: torch.device
+) -> Tensor:
+    """Crops as `prepare` takes them -> grey levels `(N, 3, H, W)`, uint8 or float32, on `device`.
+
+    Raises:
+        DetectorError: a crop of another shape or type.
+    """
+    return torch.cat([_resized(_checked(crop), shape.image_hw_px, resize, device) for crop in crops_rgb])
+
+
+def normalised(grey: Tensor, shape: VisionShape) -> Tensor:
+    """Grey levels `(N, 3, H, W)` as CLIP was trained on them, float32."""
+    device = grey.device
     mean = torch.tensor(shape.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(shape.std, device=device).view(1, 3, 1, 1)
     return (grey.to(torch.float32) / 255 - mean) / std
@@ -53,7 +69,7 @@ def _resized(crop_rgb: NDArray[np.uint8], size_hw_px: tuple[int, int], resize: R
         return _bicubic(crop.to(torch.float32), size_hw_px)
     if device.type == "cpu":
         return _bicubic(crop, size_hw_px)  # torch's uint8 path is PIL's arithmetic
-    return _bicubic(crop.to(torch.float32), size_hw_px).round_().clamp_(0, 255)
+    return _bicubic(crop.to(torch.float32), size_hw_px).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _bicubic(crop: Tensor, size_hw_px: tuple[int, int]) -> Tensor:

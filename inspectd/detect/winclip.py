@@ -22,7 +22,8 @@ from inspectd.detect.cache import EmbeddingCache
 from inspectd.detect.clip import Beat, Group, VisionTower
 from inspectd.detect.gemm import Precision
 from inspectd.detect.identity import Facts, hash_pixels
-from inspectd.detect.preprocess import Resize, prepare
+from inspectd.detect.preprocess import Resize, normalised, prepare, squashed
+from inspectd.detect.reuse import Recall, ReuseRule, WindowMemory, distinct
 from inspectd.detect.scoring import (
     FewShotMap,
     References,
@@ -117,6 +118,7 @@ class Detector:
         *,
         facts: Facts,
         cache: EmbeddingCache | None = None,
+        reuse: ReuseRule | None = None,
         beat: Beat = lambda: None,
     ) -> None:
         """`text (2, E)`: the directions of t- and t+. `beat` is called between blocks, several times a second."""
@@ -125,6 +127,7 @@ class Detector:
         self._facts, self._cache, self._beat = facts, cache or EmbeddingCache(None), beat
         self.tower, self._text = tower, functional.normalize(text.to(tower.device), dim=-1)
         self._references: References | None = None
+        self._reuse = reuse
         grid_hw = tower.shape.grid_hw
         self.window_patches = [
             window_patches(grid_hw, scale, config.stride).to(tower.device) for scale in config.scales
@@ -179,6 +182,7 @@ class Detector:
         *,
         regions: Sequence[NDArray[np.bool_] | None] | None = None,
         localise_from: float | None = None,
+        memories: Sequence[WindowMemory | None] | None = None,
     ) -> list[Scored]:
         """Scores crops `(h, w, 3) uint8` RGB of any sizes, in their order, alike at any batch size.
 
@@ -187,6 +191,8 @@ class Detector:
                 Windows that hold none of them and none of their neighbours are not computed, and the few-shot
                 image score takes its maximum inside. The whole crop is still seen by the image pass.
             localise_from: in the mode `localise_on_fail` the score from which a frame gets a map; None: all do.
+            memories: for each crop what `memory` gave for its camera and tile, or None. Windows whose pixels are those
+                that it holds are not computed. Crops with the same one follow each other in time.
 
         Raises:
             DetectorError: a crop or a region of another shape, or a failure of the device.
@@ -194,13 +200,15 @@ class Detector:
         """
         if regions is not None and len(regions) != len(crops_rgb):
             raise DetectorError(f"{len(crops_rgb)} crops came with {len(regions)} regions")
+        held = memories or [None] * len(crops_rgb)
         scored: list[Scored] = []
         while len(scored) < len(crops_rgb):
             part = slice(len(scored), len(scored) + self._frames_per_pass)
+            part = slice(part.start, part.start + distinct(held[part]))
             inside = self._inside(regions[part] if regions is not None else [None] * len(crops_rgb[part]))
             try:
-                pixels = prepare(crops_rgb[part], self.shape, self.config.resize, self.device)
-                scored += self._score_pass(pixels, inside, localise_from)
+                grey = squashed(crops_rgb[part], self.shape, self.config.resize, self.device)
+                scored += self._score_pass(grey, inside, held[part], localise_from)
             except torch.OutOfMemoryError as error:
                 self._halve_passes(len(crops_rgb[part]), error)
             except torch.AcceleratorError as error:  # the device's context is lost for this process
@@ -213,6 +221,10 @@ class Detector:
             raise OutOfMemory(f"{self.device}: {frames} frames in a pass: {_first_line(error)}") from error
         self._halved, self._frames_per_pass = True, frames // 2
         get_logger().warning("passes_halved", frames=self._frames_per_pass, error=_first_line(error))
+
+    def memory(self) -> WindowMemory | None:
+        """A new memory for one tile of one camera; None where the recipe reuses nothing."""
+        return None if self._reuse is None else WindowMemory(self._reuse)
 
     @torch.inference_mode()
     def enroll(self, references_rgb: Sequence[NDArray[np.uint8]]) -> None:
@@ -266,17 +278,20 @@ class Detector:
         ]
         return self._features(self.tower.tokens(pixels), every, with_patches=bool(every))
 
-    def _score_pass(self, pixels: Tensor, inside: Tensor, localise_from: float | None) -> list[Scored]:
-        tokens = self.tower.tokens(pixels)
+    def _score_pass(
+        self, grey: Tensor, inside: Tensor, memories: Sequence[WindowMemory | None], localise_from: float | None
+    ) -> list[Scored]:
+        tokens = self.tower.tokens(normalised(grey, self.shape))
         if self.config.mode is Mode.FULL and self.window_patches:
-            scores, maps = self._full(tokens, inside)
+            scores, maps = self._full(tokens, inside, grey, memories)
             return [Scored(*one) for one in zip(scores.tolist(), self._grid(maps), strict=True)]
         image = self._features(tokens, [], with_patches=False).image
         scores = anomalous_share(image, self._text, self.config.temperature)
         chosen = self._to_localise(scores, localise_from)
         found: list[NDArray[np.float32] | None] = [None] * len(scores)
         if chosen:
-            for index, grid_map in zip(chosen, self._grid(self._full(tokens[chosen], inside[chosen])[1]), strict=True):
+            _, maps = self._full(tokens[chosen], inside[chosen], grey[chosen], [memories[at] for at in chosen])
+            for index, grid_map in zip(chosen, self._grid(maps), strict=True):
                 found[index] = grid_map
         return [Scored(*one) for one in zip(scores.tolist(), found, strict=True)]
 
@@ -285,11 +300,15 @@ class Detector:
             return []
         return [at for at, score in enumerate(scores.tolist()) if localise_from is None or not score < localise_from]
 
-    def _full(self, tokens: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    def _full(
+        self, tokens: Tensor, inside: Tensor, grey: Tensor, memories: Sequence[WindowMemory | None]
+    ) -> tuple[Tensor, Tensor]:
         """Image scores `(N,)` and maps `(N, P)`, of all windows that the patches inside need."""
         needed = self._needed(inside)
         chosen = [covering(needed, patches) for patches in self.window_patches]
-        features = self._features(tokens, chosen, with_patches=self._references is not None)
+        recall = Recall(memories, grey, chosen, self.shape, self.window_patches)
+        features = self._features(tokens, recall.fresh, with_patches=self._references is not None)
+        features = replace(features, windows=recall.complete(features.windows))
         scores = anomalous_share(features.image, self._text, self.config.temperature)
         shares = [anomalous_share(scale, self._text, self.config.temperature) for scale in features.windows]
         maps = zero_shot_map(scores, self._scale_maps(shares, chosen))

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from inspectd.errors import ConfigError
 from inspectd.evaluation.evidence import Evidence, writing
 from inspectd.evaluation.recordings import EVERY_FRAME, chosen, source_of
 from inspectd.evaluation.report import Comparison, Summary, compare, judged, read_verdicts, summary, write_report
-from inspectd.inspection import Crops, Inspector
+from inspectd.inspection import Crops, Inspector, Moment
 from inspectd.records import (
     Decision,
     Frame,
@@ -132,18 +132,21 @@ def _check(inspector: Inspector, path: Path) -> int | None:
 def _inspected(inspector: Inspector, parts: Iterator[Part], batch: int) -> Iterator[tuple[Part, Ballot]]:
     """Parts with the word of their frames, in order. A damaged frame, or one of an impossible size, is an error."""
     rule = inspector.recipe.vote.rule
+    seqs = count(1)
     while group := list(islice(parts, batch)):
-        crops = [[_crops(inspector, frame) for frame in part.frames] for part in group]
+        crops = [
+            [_crops(inspector, frame, seq) for frame in part.frames] for part, seq in zip(group, seqs, strict=False)
+        ]
         found = iter(inspector.inspect_crops([crop for each in crops for crop in each if crop is not None]))
         for part, own in zip(group, crops, strict=True):
             yield part, vote([_corrupt(inspector) if crop is None else next(found) for crop in own], rule)
 
 
-def _crops(inspector: Inspector, frame: Frame) -> Crops | None:
+def _crops(inspector: Inspector, frame: Frame, seq: int) -> Crops | None:
     height, width = frame.pixels_bgr.shape[:2]
     if frame.damage is not None or inspector.frame_size_error((width, height)) is not None:
         return None
-    return inspector.crop(frame.pixels_bgr)
+    return inspector.crop(frame.pixels_bgr, Moment(camera=SESSION, generation=0, seq=seq))
 
 
 def _corrupt(inspector: Inspector) -> Inspection:

@@ -17,7 +17,7 @@ import numpy as np
 from inspectd.detect.build import build_detector, use_threads
 from inspectd.errors import ConfigError
 from inspectd.images import encode_label_png
-from inspectd.inspection import CropDetector, Crops, Inspector
+from inspectd.inspection import CropDetector, Crops, Inspector, Moment
 from inspectd.log import get_logger
 from inspectd.recipe import Recipe
 from inspectd.records import Decision, Inspection, MaskPlace, PixelsU8, Reason, VoteRule
@@ -269,7 +269,9 @@ class Worker:
         """The model's input, copied out of the slots of the part, which are free from then on; or why there is none."""
         ring = self._stations[ticket.camera].ring
         try:
-            return [_crop(inspector, ring, ticket.row.seen_in(shot)) for shot in range(ticket.frames)]
+            generation = self._views[ticket.camera].capture_generation
+            moment = Moment(camera=self._stations[ticket.camera].name, generation=generation, seq=ticket.row.seq)
+            return [_crop(inspector, ring, ticket.row.seen_in(shot), moment) for shot in range(ticket.frames)]
         finally:
             self._release(ticket)
 
@@ -323,12 +325,12 @@ class Worker:
         view.mark_result(ticket.row.seq, generation, now_ns)
 
 
-def _crop(inspector: Inspector, ring: Ring, row: Row) -> Crops | Reason:
+def _crop(inspector: Inspector, ring: Ring, row: Row, moment: Moment) -> Crops | Reason:
     """The model's input, copied out of one slot; or why there is none."""
     pixels = ring.view(row.slot, row.slot_generation, row.height_px, row.width_px)
     if pixels is None or inspector.frame_size_error((row.width_px, row.height_px)) is not None:
         return Reason.FRAME_CORRUPT
-    crops = inspector.crop(pixels)
+    crops = inspector.crop(pixels, moment)
     return crops if ring.still(row.slot, row.slot_generation) else Reason.FRAME_CORRUPT
 
 

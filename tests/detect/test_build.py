@@ -13,6 +13,7 @@ from tests_detect import some_crops, write_model
 
 from inspectd.detect import build
 from inspectd.detect.build import build_detector
+from inspectd.detect.gemm import Precision
 from inspectd.detect.preprocess import Resize
 from inspectd.detect.scoring import FewShotMap
 from inspectd.detect.text import TextAverage
@@ -70,6 +71,7 @@ CHANGES = {
     "patch feature": '[detector]\npatch_feature = "raw"',
     "few-shot map": '[detector]\nfew_shot_map = "sum"',
     "resize": '[detector]\nresize = "float"',
+    "reuse with a tolerance": "[detector]\nreuse = true\nreuse_tolerance_levels = 2",
     "averaged tiles": '[tiling]\ntile_px = 40\ncombine = "averaged"',
     "short side": '[tiling]\ntile_px = "short_side"',
     "kind": '[detector]\nkind = "clip-ac"',
@@ -82,6 +84,19 @@ CHANGES = {
 def test_identity_changes_with_all_that_can_change_a_score(tmp_path: Path, text: str):
     """Thresholds measured with another setting must not be used (contract I2)."""
     assert make(tmp_path, text).identity.sha256 != make(tmp_path).identity.sha256
+
+
+def test_exact_reuse_is_the_same_model_and_its_tolerance_is_not(tmp_path: Path):
+    """Reuse of equal pixels changes no score; with a tolerance, how often all is refreshed does."""
+    exact = make(tmp_path, "[detector]\nreuse = true")
+    assert exact.identity == make(tmp_path).identity
+    assert make(tmp_path).memory() is None
+    assert exact.memory() is not None
+    near = [
+        make(tmp_path, f"[detector]\nreuse = true\nreuse_tolerance_levels = 2\nrefresh_every = {frames}").identity
+        for frames in (10, 20)
+    ]
+    assert near[0] != near[1]
 
 
 def test_identity_changes_with_weights_and_precision(tmp_path: Path):
@@ -146,11 +161,35 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, settings: dict, messag
     assert "\n" not in str(error.value)
 
 
+def test_8_bits_and_reuse_are_refused_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In 8 bits a window's numbers depend on the range of those computed beside it."""
+    monkeypatch.setattr(build, "choose_precision", lambda *_: Precision.INT8)
+    with pytest.raises(ConfigError, match=r"detector.reuse: in int8 a window's numbers depend"):
+        make(tmp_path, "[detector]\nreuse = true")
+
+
 def test_8_bits_are_refused_where_their_sums_would_overflow(monkeypatch: pytest.MonkeyPatch):
     """Without VNNI oneDNN adds products of bytes in 16 bits, and scores would be wrong without a sign of it."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(ConfigError, match="'int8' is not for this cpu device; use fp32, bf16 or auto"):
         build.choose_precision("int8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'reuse = true\nresize = "float"',
+        'reuse = true\nprofile = "anomalib"',
+        'reuse = true\nkind = "clip-ac"',
+        'reuse = true\nmode = "image_only"',
+        "reuse_tolerance_levels = 2",
+    ],
+)
+def test_reuse_that_cannot_be_is_refused(tmp_path: Path, keys: str):
+    """Windows must be there and be made of grey levels, and a tolerance needs reuse."""
+    with pytest.raises(ConfigError, match=r"cap\.toml: detector: .*reuse") as error:
+        make(tmp_path, f"[detector]\n{keys}")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "cuda:", "tpu", ""])

@@ -14,7 +14,7 @@ from inspectd.detect.scoring import FewShotMap, anomalous_share, association, fe
 from inspectd.detect.windows import covering, harmonic, window_patches, with_ring
 
 
-@pytest.mark.parametrize("module", ["prompts", "scoring", "windows"])
+@pytest.mark.parametrize("module", ["prompts", "reuse", "scoring", "windows"])
 def test_examples_in_docstrings_hold(module: str):
     """The formulas' examples run."""
     failed, tried = doctest.testmod(importlib.import_module(f"inspectd.detect.{module}"))
