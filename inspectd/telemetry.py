@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -13,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10)
+COMMITS_REMEMBERED = 1000
 COMMIT_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 
 Sample = tuple[tuple[str, ...], float]
@@ -42,12 +44,18 @@ class Metrics:
             buckets=COMMIT_BUCKETS_S,
             registry=self.registry,
         )
+        self.commits_ms: deque[float] = deque(maxlen=COMMITS_REMEMBERED)
         self.unjournaled = Counter(
             "inspectd_unjournaled_verdicts", "Verdicts sent before they were in the journal.", registry=self.registry
         )
         self.bad_requests = Counter(
             "inspectd_bad_requests", "Control requests that were refused.", registry=self.registry
         )
+
+    def committed(self, spent_s: float) -> None:
+        """One journal commit has taken so long."""
+        self.commit.observe(spent_s)
+        self.commits_ms.append(spent_s * 1e3)
 
     def watch(self, read: Callable[[], Mapping[str, Iterable[Sample]]]) -> None:
         """Adds metrics that are read at scrape time. `read` gives samples for the names in `_Watched.FAMILIES`."""

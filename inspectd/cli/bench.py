@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+BACKBONE = "ViT-B-16-plus-240"
+
 app = typer.Typer(
     help="Throughput and latency on this machine, as tables and JSON.",
     no_args_is_help=True,
@@ -26,7 +28,7 @@ def model(
         list[Path] | None, typer.Argument(metavar="[IMAGE…]", help="Frames to score; default: noise.")
     ] = None,
     *,
-    backbone: Annotated[str, typer.Option(help="A CLIP backbone as open_clip names it.")] = "ViT-B-16-plus-240",
+    backbone: Annotated[str, typer.Option(help="A CLIP backbone as open_clip names it.")] = BACKBONE,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="An open_clip model config instead.")] = None,
     scales: Annotated[str, typer.Option(help="Window sides in patches, separated by commas.")] = "2,3",
     precision: Annotated[str, typer.Option(help="Precisions, separated by commas.")] = "auto",
@@ -41,7 +43,7 @@ def model(
     """The detector on random weights: time by variant, share of the machine's limit, drift, memory."""
     from rich.console import Console
 
-    from inspectd.bench import ModelPlan, bench_model, show, write_json
+    from inspectd.bench.model import ModelPlan, bench_model, show, write_json
 
     plan = ModelPlan(
         backbone=backbone,
@@ -61,6 +63,52 @@ def model(
     show(found, Console())
     if out is not None:
         write_json(found, out)
+
+
+@app.command()
+def pipeline(
+    *,
+    load: Annotated[str, typer.Option(help="Cameras x frames/s, separated by commas.")] = "1x10,4x10,4x25",
+    seconds: Annotated[float, typer.Option(min=0.5, help="So long each load runs.")] = 20.0,
+    idle: Annotated[float, typer.Option(min=0.5, help="Seconds without frames before.")] = 5.0,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of a frame, in pixels.")] = "1920x1080",
+    failing: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of frames with regions.")] = 0.02,
+    together: Annotated[bool, typer.Option("--together", help="All cameras expose at the same moments.")] = False,
+    model: Annotated[
+        bool, typer.Option("--model", help="Run a model on random weights, not maps that are ready.")
+    ] = False,
+    backbone: Annotated[str, typer.Option(help="With --model: a CLIP backbone as open_clip names it.")] = BACKBONE,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="With --model: an open_clip config.")] = None,
+    device: Annotated[str, typer.Option(help="With --model: auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="With --model: auto, fp32, tf32, bf16, fp16 or int8.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the journal is written: its disk is measured too.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the findings as JSON.")] = None,
+) -> None:
+    """The whole daemon around a detector that takes no time: added latency, CPU, commits, skips."""
+    from rich.console import Console
+
+    from inspectd.bench.pipeline import PipelinePlan, bench_pipeline, parse_loads, parse_size
+    from inspectd.bench.rig import RandomModel
+    from inspectd.bench.show import show_pipeline
+
+    chosen = RandomModel(backbone=backbone, config=config, device=device, precision=precision)
+    plan = PipelinePlan(
+        loads=parse_loads(load),
+        seconds=seconds,
+        idle_s=idle,
+        size_wh_px=parse_size(size),
+        failing=failing,
+        together=together,
+        model=chosen if model else None,
+        threads=threads,
+        state_dir=state_dir,
+    )
+    with Console(stderr=True).status("measuring") as status:
+        found = bench_pipeline(plan, progress=status.update)
+    show_pipeline(found, Console())
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from inspectd.detect.architecture import Architecture
 from inspectd.detect.cache import EmbeddingCache
-from inspectd.detect.clip import TextTower, VisionTower
+from inspectd.detect.clip import Beat, TextTower, VisionTower
 from inspectd.detect.cost import gflop_per_frame
 from inspectd.detect.gemm import COMPUTE_DTYPE, Precision, linear
 from inspectd.detect.identity import Facts
@@ -49,7 +49,12 @@ class RandomWeights:
 
 
 def random_detector(
-    architecture: Architecture, config: WinclipConfig, *, device: torch.device, precision: Precision
+    architecture: Architecture,
+    config: WinclipConfig,
+    *,
+    device: torch.device,
+    precision: Precision,
+    beat: Beat = lambda: None,
 ) -> Detector:
     """A detector on random weights and random text, the same at each call."""
     tower = VisionTower(RandomWeights(), architecture.vision, device=device, precision=precision)
@@ -64,7 +69,7 @@ def random_detector(
         prompts={},
         view={},
     )
-    return Detector(tower, text, config, facts=facts)
+    return Detector(tower, text, config, facts=facts, beat=beat)
 
 
 def random_references(detector: Detector, count: int) -> float:

@@ -74,7 +74,7 @@ class Publisher:
             settings.state_dir / "journal.sqlite",
             keep_days=settings.journal.keep_days,
             spill=Spill.attach(self._table.spill_name),
-            on_commit=self._metrics.commit.observe,
+            on_commit=self._metrics.committed,
         )
         self._owed: Commit | None = self._writer.inherited
         self._evidence = EvidenceWriter(

@@ -248,6 +248,7 @@ class Requests:
             "session": self._table.session,
             "state": self._state(),
             "uptime_s": round((now_ns - self._table.started_ns) / 1e9, 3),
+            "journal": {"commit_ms": _quantiles(self._metrics.commits_ms)},
             "processes": [_process(child, now_ns) for child in self._table.children()],
             "cameras": {name: self._camera_status(name) for name in self._table.cameras},
         }
@@ -264,7 +265,7 @@ class Requests:
             "frames_skipped": view.frames_skipped,
             "frames_damaged": view.frames_damaged,
             "decisions": dict(tally.decisions),
-            "latency_ms": {"p50": _quantile(tally.totals_ms, 0.5), "p99": _quantile(tally.totals_ms, 0.99)},
+            "latency_ms": _quantiles(tally.totals_ms),
         }
 
 
@@ -290,6 +291,10 @@ def _memory_mb(pid: int) -> float | None:
     except (OSError, IndexError, ValueError):
         return None
     return round(pages * PAGE_BYTES / 1e6, 1)
+
+
+def _quantiles(values: deque[float]) -> dict[str, float | None]:
+    return {"p50": _quantile(values, 0.5), "p99": _quantile(values, 0.99), "most": _quantile(values, 1.0)}
 
 
 def _quantile(values: deque[float], share: float) -> float | None:
