@@ -291,8 +291,8 @@ class Worker(Strict):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "auto"
     max_batch: int = Field(default=8, ge=1, le=256)
-    max_wait_ms: float = Field(default=5.0, ge=0, le=1000)
-    """How long the oldest frame may wait for others to fill the batch."""
+    max_wait_ms: float = Field(default=0.0, ge=0, le=1000)
+    """How long the oldest frame waits for others to fill the batch; what comes while the model runs fills it anyway."""
     threads: int | None = Field(default=None, ge=1, le=256)
     """CPU threads of the model; default: all cores."""
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tests_detect import some_crops, write_model
 
-from inspectd.bench import ModelPlan, bench_model, drift_between, show, write_json
+from inspectd.bench.model import ModelPlan, bench_model, drift_between, show, write_json
 from inspectd.detect.winclip import Scored
 from inspectd.errors import ConfigError
 

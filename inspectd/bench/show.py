@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from inspectd.bench.pipeline import Flow, Spread
+from inspectd.errors import ConfigError
+
+
+def write_json(findings: dict[str, object], path: Path) -> None:
+    """Writes findings, records within them as objects.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(findings, indent=1, default=asdict) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
 
 
 def show_pipeline(flows: Sequence[Flow], console: Console) -> None:

@@ -92,7 +92,7 @@ def pipeline(
 
     from inspectd.bench.pipeline import PipelinePlan, bench_pipeline, parse_loads, parse_size
     from inspectd.bench.rig import RandomModel
-    from inspectd.bench.show import show_pipeline
+    from inspectd.bench.show import show_pipeline, write_json
 
     chosen = RandomModel(backbone=backbone, config=config, device=device, precision=precision)
     plan = PipelinePlan(
@@ -109,6 +109,8 @@ def pipeline(
     with Console(stderr=True).status("measuring") as status:
         found = bench_pipeline(plan, progress=status.update)
     show_pipeline(found, Console())
+    if out is not None:
+        write_json({"flows": found}, out)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -29,6 +29,8 @@ from inspectd.transport.tickets import ROWS, NewRow, Shot
 
 READ_S = 0.05
 FULL_S = 0.002
+UNPRESSED_NS = 200_000_000
+"""Within this time the publisher has turned at least once, woken or not."""
 SILENT_LIMIT_NS = 2_000_000_000
 MOST_IN_ZONE = 32
 """Parts that can lie in a zone at the same time: so many are told to a new generation."""
@@ -296,7 +298,7 @@ class Capture:
         if seq is None:
             self._view.frames_skipped += 1
         else:
-            self._wake()
+            self._wake(publisher=self._presses(row))
         return seq
 
     def _written(self, slot: int, frame: Frame) -> tuple[int, int]:
@@ -316,8 +318,14 @@ class Capture:
         )
         self._accept(row)
 
-    def _wake(self) -> None:
-        for outbox in self._wakes:
+    def _presses(self, row: NewRow) -> bool:
+        """Whether the publisher should look at a row now; else it learns of it with its result, or at its next turn."""
+        near = 0 < row.deadline_ns < time.monotonic_ns() + UNPRESSED_NS
+        return row.gate is not None or row.slot < 0 or near
+
+    def _wake(self, *, publisher: bool = True) -> None:
+        worker, answerer = self._wakes
+        for outbox in (worker, answerer) if publisher else (worker,):
             if outbox.send([b""]) is None:
                 self._view.wakeups_dropped += 1
 

@@ -7,7 +7,7 @@ leave the process as something that a reader takes for a number.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import resources
@@ -20,7 +20,6 @@ from inspectd.records import (
     CameraState,
     DaemonState,
     Decision,
-    FrameInfo,
     Latency,
     MaskPlace,
     ModelIdentity,
@@ -118,7 +117,7 @@ def utc_text(utc_ns: int) -> str:
     '2023-11-14T22:13:20.123456Z'
     """
     seconds, ns = divmod(utc_ns, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ns // 1000:06d}Z"
+    return f"{datetime.fromtimestamp(seconds, UTC).isoformat()[:19]}.{ns // 1000:06d}Z"
 
 
 def verdict_topic(camera: str, decision: Decision) -> bytes:
@@ -183,19 +182,19 @@ def verdict_body(verdict: Verdict) -> bytes:
             "session": verdict.session,
             "camera": verdict.camera,
             "seq": verdict.seq,
-            "trigger": asdict(verdict.trigger),
+            "trigger": verdict.trigger,
             "decision": verdict.decision,
             "reason": verdict.reason,
             "score": verdict.score,
             "threshold": verdict.threshold,
-            "regions": [asdict(region) for region in verdict.regions],
+            "regions": verdict.regions,
             "regions_truncated": verdict.regions_truncated,
-            "mask": _optional(verdict.mask),
-            "frame": _optional(verdict.frame),
-            "recipe": asdict(verdict.recipe),
-            "model": _model_body(verdict.model),
+            "mask": verdict.mask,
+            "frame": verdict.frame,
+            "recipe": verdict.recipe,
+            "model": verdict.model,
             "captured_utc": None if verdict.captured_utc_ns is None else utc_text(verdict.captured_utc_ns),
-            "votes": _optional(verdict.votes),
+            "votes": verdict.votes,
             "deadline_ms": verdict.deadline_ms,
             "journaled": verdict.journaled,
             "latency_ms": _latency_body(verdict.latency_ms),
@@ -229,7 +228,7 @@ def heartbeat_body(session: str, state: DaemonState, uptime_s: float, cameras: d
             "session": session,
             "state": state,
             "uptime_s": round(uptime_s, 3),
-            "cameras": {name: asdict(beat) for name, beat in cameras.items()},
+            "cameras": cameras,
         }
     )
 
@@ -259,7 +258,7 @@ def result_bytes(result: Result) -> bytes:
     Raises:
         ValueError: a number is not finite.
     """
-    return _dumps(asdict(result))
+    return _dumps(_fields(result))
 
 
 def result_from_bytes(body: bytes) -> Result:
@@ -277,19 +276,16 @@ def result_from_bytes(body: bytes) -> Result:
 _RESULT = TypeAdapter(Result)
 
 
-def _optional(record: FrameInfo | MaskPlace | Votes | None) -> dict[str, Any] | None:
-    return None if record is None else asdict(record)
-
-
-def _model_body(model: ModelIdentity | None) -> dict[str, Any] | None:
-    return None if model is None else asdict(model)
-
-
 def _latency_body(latency: Latency) -> dict[str, float | None]:
-    return {key: None if value is None else round(value, 3) for key, value in asdict(latency).items()}
+    return {key: None if value is None else round(value, 3) for key, value in _fields(latency).items()}
 
 
-_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields of a record; those that are records themselves, the encoder asks for. (`asdict` copies in depth.)"""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_fields)
 
 
 def _dumps(fields: dict[str, Any]) -> bytes:
