@@ -243,10 +243,14 @@ class ReadyMaps:
         *,
         regions: Sequence[NDArray[np.bool_] | None] | None = None,
         localise_from: float | None = None,
+        memories: Sequence[None] | None = None,
     ) -> list[Ready]:
         """The next ready maps."""
-        del regions, localise_from
+        del regions, localise_from, memories
         return [self._next() for _ in crops_rgb]
+
+    def memory(self) -> None:
+        """Nothing is reused."""
 
     def enroll(self, references_rgb: Sequence[PixelsU8]) -> None:
         """There is nothing to compare with."""
