@@ -99,7 +99,7 @@ def test_limits_are_learnt_with_the_thresholds(tmp_path: Path) -> None:
     """From good parts to a file beside the recipe, and from that file to `error/frame_quality`; stated limits stay."""
     recipe = bright_recipe(tmp_path, REGION + "[quality]\nlearn = true\nmin_sharpness = 1\n", threshold=None)
     good = [textured(100, seed) for seed in range(20)]
-    calibration, _ = calibrate(Inspector(recipe, BrightDetector()), good, [], 0.05)
+    calibration, _ = calibrate(Inspector(recipe, BrightDetector()), [(each,) for each in good], [], 0.05)
     write_calibration(recipe, calibration)
     inspector = Inspector(load_recipe(recipe.path), BrightDetector())
     assert inspector.recipe.quality_limits.min_sharpness == 1
@@ -112,7 +112,7 @@ def test_limits_that_nobody_measured_are_a_configuration_error(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"quality\.learn: nothing is measured where decision\.threshold is stated"):
         bright_recipe(tmp_path, "[quality]\nlearn = true")
     recipe = bright_recipe(tmp_path, threshold=None)
-    calibration, _ = calibrate(Inspector(recipe, BrightDetector()), [textured(60)] * 20, [], 0.05)
+    calibration, _ = calibrate(Inspector(recipe, BrightDetector()), [(textured(60),)] * 20, [], 0.05)
     write_calibration(recipe, calibration)
     recipe.path.write_text(recipe.path.read_text() + "[quality]\nlearn = true\n")
     with pytest.raises(ConfigError, match=r"quality\.learn: part\.calibration\.json holds no limits"):
@@ -122,9 +122,9 @@ def test_limits_that_nobody_measured_are_a_configuration_error(tmp_path: Path) -
 def test_nothing_is_measured_from_a_poor_picture(tmp_path: Path) -> None:
     """A good part beyond the stated limits would never be scored live; it is named."""
     recipe = bright_recipe(tmp_path, "[quality]\nmin_brightness = 20\n", threshold=None)
-    frames = [textured(60), np.zeros((100, 160, 3), np.uint8)]
+    parts = [(textured(60),), (np.zeros((100, 160, 3), np.uint8),)]
     with pytest.raises(CalibrationError, match="good sample 2: too dark"):
-        calibrate(Inspector(recipe, BrightDetector()), frames * 20, [], 0.05)
+        calibrate(Inspector(recipe, BrightDetector()), parts * 20, [], 0.05)
 
 
 @pytest.mark.parametrize("text", ["min_brightness = 300", "max_clipped_share = 2", "min_sharpness = -1", "blur = 1"])
