@@ -66,9 +66,15 @@ class _Watched(Collector):
     FAMILIES: ClassVar[dict[str, tuple[type[Metric], str, tuple[str, ...]]]] = {
         "inspectd_frames_read": (CounterMetricFamily, "Frames that a source gave.", ("camera",)),
         "inspectd_frames_skipped": (CounterMetricFamily, "Frames skipped before acceptance.", ("camera",)),
+        "inspectd_frames_damaged": (CounterMetricFamily, "Frames that came damaged.", ("camera",)),
         "inspectd_frames_waiting": (GaugeMetricFamily, "Accepted frames without a verdict.", ("camera",)),
         "inspectd_camera_up": (GaugeMetricFamily, "1 while the camera gives frames.", ("camera",)),
         "inspectd_last_seq": (GaugeMetricFamily, "The last verdict's seq.", ("camera",)),
+        "inspectd_messages_dropped": (
+            CounterMetricFamily,
+            "Messages inside the daemon that found a full queue: wake-ups cost a turn, results an error.",
+            ("camera", "what"),
+        ),
         "inspectd_restarts": (CounterMetricFamily, "How often a process was replaced.", ("process",)),
         "inspectd_evidence_pictures": (CounterMetricFamily, "Pictures kept as evidence, and not.", ("outcome",)),
         "inspectd_evidence_bytes": (GaugeMetricFamily, "Disk space that the evidence takes.", ()),

@@ -51,4 +51,5 @@ def test_daemon_is_measured_and_probed(make_daemon: MakeDaemon) -> None:
     assert value_of(page, 'inspectd_frames_read_total{camera="cam1"}') == 40
     assert value_of(page, 'inspectd_last_seq{camera="cam1"}') == 5
     assert value_of(page, 'inspectd_latency_seconds_count{camera="cam1"}') == 5
+    assert value_of(page, 'inspectd_messages_dropped_total{camera="cam1",what="result"}') == 0
     assert value_of(page, "inspectd_ready") == 1

@@ -15,7 +15,6 @@ from inspectd.viewport import box_of, frame_size_error, polygon_mask
 
 SAMPLE_PX = 16
 """Every so manieth pixel each way is compared first: a moving picture shows there at once."""
-BLIND_AGAIN_NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,22 +82,23 @@ class Gates:
     Args:
         slot_bytes: the largest frame that the ring takes.
         inspected: the picture that was inspected last, before this process; None: not known.
+
+    Attributes:
+        is_frozen: whether the frame just fed belongs to a picture that stands still.
     """
 
-    def __init__(self, camera: Camera, recipe: Recipe, *, slot_bytes: int, inspected: PixelsU8 | None = None) -> None:
+    def __init__(self, camera: Camera, *, slot_bytes: int, inspected: PixelsU8 | None = None) -> None:
         after_s = camera.source.frozen_after_s
         tolerance = camera.frozen_tolerance_levels
         self._frozen = None if after_s is None else Frozen(after_s, tolerance_levels=tolerance)
         self._part_by_part = TriggerKind(camera.trigger.kind) is not TriggerKind.CONTINUOUS
         self._slot_bytes = slot_bytes
         self._inspected = inspected
-        self._light = Light(recipe)
-        self._is_frozen = False
-        self._unseen_due_ns = 0
+        self.is_frozen = False
 
     def feed(self, frame: Frame) -> None:
         """Takes every frame of the source, inspected or not."""
-        self._is_frozen = self._frozen is not None and self._frozen.feed(frame) is not None
+        self.is_frozen = self._frozen is not None and self._frozen.feed(frame) is not None
 
     def refuse(self, frame: Frame) -> Reason | None:
         """Why the frame just fed is an error already; None for one worth a look."""
@@ -107,18 +107,7 @@ class Gates:
             return damaged.reason
         if frame.pixels_bgr.nbytes > self._slot_bytes:
             return Reason.FRAME_CORRUPT
-        return Reason.FRAME_FROZEN if self._is_frozen or self._is_repeated(frame) else None
-
-    def blind(self, frame: Frame) -> bool:
-        """Whether no part could be seen in the frame just fed: the picture stands still, or is too dark or bright."""
-        return frame.damage is None and (self._is_frozen or self._light.fails(frame.pixels_bgr))
-
-    def tell_blind(self, frame: Frame) -> bool:
-        """Whether a blind frame is one to answer with an error: the first of a run, then one a second."""
-        if frame.captured_ns < self._unseen_due_ns:
-            return False
-        self._unseen_due_ns = frame.captured_ns + BLIND_AGAIN_NS
-        return True
+        return Reason.FRAME_FROZEN if self.is_frozen or self._is_repeated(frame) else None
 
     def _is_repeated(self, frame: Frame) -> bool:
         """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ."""

@@ -10,6 +10,7 @@ from inspectd.recipe import Recipe
 from inspectd.records import Frame, Sighting, TriggerKind
 from inspectd.settings import Settings, TriggerSettings
 from inspectd.sources.foreground import Foreground
+from inspectd.sources.gates import Light
 from inspectd.sources.moments import SHARP_REACH, Box, Moment, Moments
 from inspectd.sources.tracking import Track, Tracker, overlap_share
 from inspectd.viewport import box_of
@@ -31,7 +32,7 @@ MOVED_PX = 2.0
 GAP_FRAMES = 30
 """After so many lost frames nothing in the zone is known any more."""
 GAP_S = 3.0
-DAMAGE_AGAIN_S = 1.0
+UNSEEN_AGAIN_S = 1.0
 KNOWN_VIEWS = 30
 """In so many views that show parts, those that an earlier process has taken are looked for."""
 KNOWN_OVERLAP = 0.5
@@ -40,7 +41,7 @@ USUAL_FRAME_S = 0.04
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Part:
-    """A part to inspect, or a damaged frame to report: its frames, the best first, and where it lies in that one."""
+    """A part to inspect: its frames, the best first, and where it lies in that one. Or an unseen frame to report."""
 
     frames: tuple[Frame, ...]
     sighting: Sighting | None = None
@@ -96,7 +97,7 @@ class Parts:
     """The parts in a stream whose frames may change their size, and need not be of the size that the zone was set for.
 
     A frame that the zone does not lie in is handed on as damaged, so that it is answered and never taken for an empty
-    belt.
+    belt; a blind one, in which no part could be seen, is given for what it is.
 
     Args:
         taken: parts that an earlier process has taken and that may still lie in the zone.
@@ -108,12 +109,17 @@ class Parts:
     ) -> None:
         self._trigger, self._recipe = trigger, recipe
         self._taken, self._recorded = taken, recorded
+        self._light = Light(recipe)
         self._size_wh_px: tuple[int, int] | None = None
         self._misfit: str | None = None
         self._presence: Presence
 
-    def feed(self, frame: Frame) -> list[Part]:
-        """Takes every frame of the source, in order; returns the parts to inspect, oldest first."""
+    def feed(self, frame: Frame, *, blind: bool = False) -> list[Part]:
+        """Takes every frame of the source, in order; returns the parts to inspect, oldest first.
+
+        Args:
+            blind: no part could be seen in it, for a reason that it does not show (its picture stands still).
+        """
         size = (frame.pixels_bgr.shape[1], frame.pixels_bgr.shape[0])
         ended: list[Part] = []
         if size != self._size_wh_px and frame.damage is None:
@@ -123,7 +129,7 @@ class Parts:
             return [Part(frames=(frame,))]  # damaged before anything was seen
         if self._misfit is not None:
             frame = replace(frame, damage=frame.damage or self._misfit)
-        return ended + self._presence.feed(frame)
+        return ended + self._presence.feed(frame, blind=blind or self._light.fails(frame.pixels_bgr))
 
     def flush(self) -> list[Part]:
         """The source has ended or was interrupted: parts that are still in the zone give their best moments."""
@@ -150,8 +156,8 @@ class Parts:
 class Presence:
     """Finds parts: each one that enters the zone is taken once, when it is nearest to the zone's centre.
 
-    It must be seen in two frames at least. A damaged frame is given too, once at the beginning of the damage and then
-    every second: what passed meanwhile was not seen.
+    It must be seen in two frames at least. A damaged or blind frame is given too, once at the beginning of the trouble
+    and then every second: what passed meanwhile was not seen.
     """
 
     def __init__(
@@ -175,7 +181,7 @@ class Presence:
         """The moments of each track by its name; None once it has been taken."""
         self._last: Frame | None = None
         self._frame_s = USUAL_FRAME_S
-        self._damaged_s: float | None = None
+        self._unseen_s: float | None = None
         self._laid: Track | None = None
         self._laid_view = 0
         self._views = 0
@@ -189,12 +195,12 @@ class Presence:
         """How often the picture of the empty belt was given up and learnt anew."""
         return self._foreground.relearned
 
-    def feed(self, frame: Frame) -> list[Part]:
+    def feed(self, frame: Frame, *, blind: bool = False) -> list[Part]:
         """Takes every frame of the source, in order; returns the parts to inspect, oldest first."""
         time_s = frame.captured_ns / 1e9 if frame.pts_s is None else frame.pts_s
-        if frame.damage is not None:
-            return self._damaged(frame, time_s)
-        self._damaged_s = None
+        if frame.damage is not None or blind:
+            return self._unseen(frame, time_s)
+        self._unseen_s = None
         self._views += 1
         steps = 1 if self._last is None else max(1, frame.index - self._last.index)
         fired = self.flush() if steps > GAP_FRAMES or self._jumped(frame) else []
@@ -227,10 +233,10 @@ class Presence:
             spent_s = (frame.captured_ns - self._last.captured_ns) / 1e9 / (frame.index - self._last.index)
             self._frame_s += 0.1 * (min(max(spent_s, 1e-4), 1.0) - self._frame_s)
 
-    def _damaged(self, frame: Frame, time_s: float) -> list[Part]:
-        if self._damaged_s is not None and 0 <= time_s - self._damaged_s < DAMAGE_AGAIN_S:
+    def _unseen(self, frame: Frame, time_s: float) -> list[Part]:
+        if self._unseen_s is not None and 0 <= time_s - self._unseen_s < UNSEEN_AGAIN_S:
             return []
-        self._damaged_s = time_s
+        self._unseen_s = time_s
         return [Part(frames=(frame,))]
 
     def _seen(self, track: Track, frame: Frame, time_s: float) -> Part | None:

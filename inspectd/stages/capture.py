@@ -67,9 +67,7 @@ class Capture:
         self._fast = getattr(self._camera.source, "pace", None) == "fast"
         self._continuous = Continuous(every_nth=self._camera.trigger.every_nth, max_fps=self._camera.trigger.max_fps)
         self._parts: Parts | None = None
-        self._gates = Gates(
-            self._camera, self._recipe, slot_bytes=self._ring.slot_bytes, inspected=self._last_inspected()
-        )
+        self._gates = Gates(self._camera, slot_bytes=self._ring.slot_bytes, inspected=self._last_inspected())
         self._requests = self._left_requests()
         self._trigger_ids = self._left_trigger_ids()
         self._backoff = Backoff()
@@ -206,13 +204,9 @@ class Capture:
 
     def _watch_for_parts(self, frame: Frame) -> None:
         """One inspection for each part, and errors while no part could be seen: one may have passed."""
-        if self._gates.blind(frame):
-            if self._gates.tell_blind(frame):
-                self._inspect(Part(frames=(frame,)))
-            return
         if self._parts is None:
             self._parts = self._begin_presence()
-        for part in self._parts.feed(frame):
+        for part in self._parts.feed(frame, blind=self._gates.is_frozen):
             self._inspect(part)
 
     def _begin_presence(self) -> Parts:

@@ -410,9 +410,15 @@ class Publisher:
         return {
             "inspectd_frames_read": [((name,), view.frames_read) for name, view in views],
             "inspectd_frames_skipped": [((name,), view.frames_skipped) for name, view in views],
+            "inspectd_frames_damaged": [((name,), view.frames_damaged) for name, view in views],
             "inspectd_frames_waiting": [((name,), view.high_water - view.answered_through) for name, view in views],
             "inspectd_camera_up": [((name,), float(view.state is CameraState.READY)) for name, view in views],
             "inspectd_last_seq": [((name,), view.answered_through) for name, view in views],
+            "inspectd_messages_dropped": [
+                sample
+                for name, view in views
+                for sample in (((name, "wake-up"), view.wakeups_dropped), ((name, "result"), view.results_dropped))
+            ],
             "inspectd_restarts": [((child.name,), child.restarts) for child in self._table.children()],
             "inspectd_evidence_pictures": [
                 (("written",), self._evidence.written),

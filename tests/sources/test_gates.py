@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from clips import numbered
-from tests_inspection import bright_recipe
 
 from inspectd.records import Frame, PixelsU8, Reason
 from inspectd.settings import Camera
@@ -77,10 +75,10 @@ def test_damage_is_refused_by_name() -> None:
     assert refuse_damaged(frame(numbered(1))) is None
 
 
-def gates_of(tmp_path: Path, trigger: str, recipe: str = "", **more: Any) -> Gates:
+def gates_of(trigger: str, **more: Any) -> Gates:
     source = {"kind": "file", "path": "clip.mp4", "frozen_after_s": 1}
     camera = Camera(source=source, recipe="part", trigger={"kind": trigger})
-    return Gates(camera, bright_recipe(tmp_path, recipe), slot_bytes=more.pop("slot_bytes", 1 << 20), **more)
+    return Gates(camera, slot_bytes=more.pop("slot_bytes", 1 << 20), **more)
 
 
 def refused(gates: Gates, pixels_bgr: PixelsU8, at_s: float = 0.0) -> Reason | None:
@@ -90,42 +88,25 @@ def refused(gates: Gates, pixels_bgr: PixelsU8, at_s: float = 0.0) -> Reason | N
 
 
 @pytest.mark.parametrize("trigger", ["external", "presence"])
-def test_repeat_of_the_last_part_is_frozen_at_once(tmp_path: Path, trigger: str) -> None:
+def test_repeat_of_the_last_part_is_frozen_at_once(trigger: str) -> None:
     """Two parts never give the same picture to the bit, however soon they come."""
-    gates = gates_of(tmp_path, trigger)
+    gates = gates_of(trigger)
     told = [refused(gates, numbered(number), at_s=index / 100) for index, number in enumerate([1, 2, 2, 3])]
     assert told == [None, None, Reason.FRAME_FROZEN, None]
 
 
-def test_repeat_is_known_to_a_new_capture(tmp_path: Path) -> None:
+def test_repeat_is_known_to_a_new_capture() -> None:
     """What the last process inspected counts too."""
-    assert refused(gates_of(tmp_path, "external", inspected=numbered(1)), numbered(1)) is Reason.FRAME_FROZEN
+    assert refused(gates_of("external", inspected=numbered(1)), numbered(1)) is Reason.FRAME_FROZEN
 
 
-def test_continuous_frames_may_repeat_for_a_while(tmp_path: Path) -> None:
+def test_continuous_frames_may_repeat_for_a_while() -> None:
     """A camera doubles frames; only a picture that stands is frozen, until the next one."""
-    gates = gates_of(tmp_path, "continuous")
+    gates = gates_of("continuous")
     told = [refused(gates, numbered(number), at_s=at_s) for number, at_s in [(1, 0), (1, 0.5), (1, 1.0), (2, 1.5)]]
     assert told == [None, None, Reason.FRAME_FROZEN, None]
 
 
-def test_frame_larger_than_the_ring_is_corrupt(tmp_path: Path) -> None:
+def test_frame_larger_than_the_ring_is_corrupt() -> None:
     """A camera that changed its size is not cut to fit."""
-    assert refused(gates_of(tmp_path, "continuous", slot_bytes=100), numbered(1)) is Reason.FRAME_CORRUPT
-
-
-@pytest.mark.parametrize(
-    ("pixels", "blind"), [(np.zeros((40, 60, 3), np.uint8), True), (np.full((40, 60, 3), 90, np.uint8), False)]
-)
-def test_no_part_is_seen_in_the_dark(tmp_path: Path, pixels: PixelsU8, blind: bool) -> None:
-    """Between the parts the stated light counts, not the sharpness: an empty belt may be smooth."""
-    gates = gates_of(tmp_path, "presence", "[quality]\nmin_brightness = 20\nmin_sharpness = 50")
-    gates.feed(frame(pixels))
-    assert gates.blind(frame(pixels)) == blind
-
-
-def test_blindness_is_told_at_once_and_every_second(tmp_path: Path) -> None:
-    """One error for each second in which a part may have passed unseen."""
-    gates = gates_of(tmp_path, "presence")
-    told = [gates.tell_blind(frame(numbered(1), at_s=at_s)) for at_s in (5.0, 5.5, 6.0, 6.5, 7.5)]
-    assert told == [True, False, True, False, True]
+    assert refused(gates_of("continuous", slot_bytes=100), numbered(1)) is Reason.FRAME_CORRUPT

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from belts import DIRECTIONS, ZONE, Belt, fired_by
+from tests_inspection import bright_recipe
 
-from inspectd.sources.presence import Presence
+from inspectd.settings import TriggerSettings
+from inspectd.sources.presence import Parts, Presence
 
 STARTS = [180, 320, 455, 620, 760, 930, 1075, 1220]
 
@@ -143,6 +146,30 @@ def test_damage_is_reported_once_a_stretch_and_every_second() -> None:
         damaged = replace(each, damage="decode error") if 20 <= index < 50 or index == 80 else each
         given += [part.best.index for part in presence.feed(damaged)]
     assert given == [20, 45, 80]
+
+
+LIT = "[quality]\nmin_brightness = 20\nmin_sharpness = 10000\n"
+
+
+@pytest.mark.parametrize(("recipe", "lit"), [(LIT, True), ("[quality]\nmin_sharpness = 10000\n", False), ("", False)])
+def test_dark_is_reported_like_damage(tmp_path: Path, recipe: str, lit: bool) -> None:
+    """By the light that a recipe states no part is seen in the dark; its sharpness is about parts, not about belts."""
+    belt = Belt([], speed_px=6.0)
+    parts = Parts(TriggerSettings(kind="presence", zone_xywh_px=ZONE), bright_recipe(tmp_path, recipe))
+    told = []
+    for index in range(70):
+        each = belt.frame(index)
+        dark = replace(each, pixels_bgr=np.zeros_like(each.pixels_bgr)) if 20 <= index < 50 else each
+        told += [part.best.index for part in parts.feed(dark)]
+    assert (told == [20, 45], 20 in told) == (lit, lit)
+
+
+def test_picture_that_stands_still_is_reported_like_damage(tmp_path: Path) -> None:
+    """Whoever feeds the frames may know that nothing can be seen in them."""
+    belt = Belt([], speed_px=6.0)
+    parts = Parts(TriggerSettings(kind="presence", zone_xywh_px=ZONE), bright_recipe(tmp_path))
+    told = [part.best.index for index in range(60) for part in parts.feed(belt.frame(index), blind=index >= 20)]
+    assert told == [20, 45]
 
 
 def test_damaged_frames_do_not_unsettle_the_tracking() -> None:
