@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Injects faults into the real daemon, on real video, and counts what a line would have seen.
+
+    tools/faults.py --short                  # each fault three times, some five minutes
+    tools/faults.py --hours 8                # each fault again and again, the soak in the end
+    tools/faults.py --only soak --minutes 30
+
+Four cameras play a clip each of whose frames spells its number and whether its part is good or bad; a subscriber that
+knows nothing but the contract compares. One row a fault; exit 1 if anything is missing, double, silently passed, or
+otherwise not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import faults_deaths
+from faults_trial import Broken, Skipped, Trial, Workshop, half, prepare
+from rich.console import Console
+from rich.table import Table
+
+Row = Callable[[Trial], None]
+ROWS: dict[str, tuple[str, Row]] = {
+    "kill-capture": ("SIGKILL capture, half load", faults_deaths.kill_capture),
+    "kill-worker": ("SIGKILL worker", faults_deaths.kill_worker),
+    "kill-publisher": ("SIGKILL publisher", faults_deaths.kill_publisher),
+    "kill-supervisor": ("SIGKILL supervisor", faults_deaths.kill_supervisor),
+    "stop": ("SIGSTOP of any child", faults_deaths.stop_children),
+    "steps": ("capture killed between steps of acceptance", faults_deaths.between_steps),
+    "standing": ("publisher killed, line stands still", faults_deaths.standing_line),
+}
+BUGS = ("nan_is_pass", "dropped_ticket", "no_second_check", "double_publish")
+SHORT_TIMES = 3
+LONG_TIMES_AN_HOUR = 60
+
+
+def main() -> int:
+    arguments = parsed()
+    if arguments.list:
+        for name, (title, row) in ROWS.items():
+            print(f"{name:16} {title}: {(row.__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
+        folder = arguments.workshop or Path(scratch)
+        started_s = time.monotonic()
+        workshop = prepare(folder, arguments.seed)
+        tell(workshop, time.monotonic() - started_s)
+        if arguments.prepare:
+            return 0
+        trials = [run(name, workshop, arguments) for name in arguments.only or ROWS]
+    show(trials, time.monotonic() - started_s)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(facts_of(trials, workshop, arguments), indent=1) + "\n")
+    return 0 if all(trial.clean for trial in trials) else 1
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help=f"each fault {SHORT_TIMES} times (the default)")
+    parser.add_argument("--hours", type=float, help="the long form: as many injections as fit about so long")
+    parser.add_argument("--only", type=_rows, metavar="ROW,…", help="these rows alone; see --list")
+    parser.add_argument("--times", type=int, help="injections of each fault")
+    parser.add_argument("--minutes", type=float, help="of the soak")
+    parser.add_argument("--seed", type=int, default=1, help="of the clip and of the moments")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything found, for machines")
+    parser.add_argument("--list", action="store_true", help="the rows")
+    parser.add_argument("--workshop", type=Path, metavar="DIR", help="keep clip and baseline there for the next run")
+    parser.add_argument("--prepare", action="store_true", help="make clip and baseline, inject nothing")
+    parser.add_argument("--bug", choices=BUGS, default="", help="seed a bug: the harness must turn red")
+    return parser.parse_args()
+
+
+def _rows(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    unknown = sorted(set(names) - set(ROWS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no row {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    return names
+
+
+def run(name: str, workshop: Workshop, arguments: argparse.Namespace) -> Trial:
+    """One row, from its first injection to its last; what goes wrong is noted, and the next row goes on."""
+    times = arguments.times or (round(LONG_TIMES_AN_HOUR * arguments.hours) if arguments.hours else SHORT_TIMES)
+    trial = Trial(
+        name=name,
+        rng=random.Random(f"{arguments.seed} {name}"),
+        times=max(1, times),
+        long=bool(arguments.hours),
+        minutes=arguments.minutes,
+        workshop=workshop,
+        bug=arguments.bug,
+        say=lambda text: print(f"  {name}: {text}", file=sys.stderr, flush=True),
+    )
+    started_s = time.monotonic()
+    try:
+        ROWS[name][1](trial)
+    except Skipped as skipped:
+        trial.skipped = str(skipped)
+    except (Broken, TimeoutError) as broken:
+        trial.broken.append(str(broken))
+    trial.took_s = time.monotonic() - started_s
+    outcome = f"skipped: {trial.skipped}" if trial.skipped else "ok" if trial.clean else "NOT OK"
+    trial.say(f"{outcome}, {trial.injected} injected, {trial.took_s:.0f} s")
+    for each in (*trial.broken, *trial.tally.silent[:5], *trial.tally.contradictions[:5]):
+        trial.say(f"  {each}")
+    return trial
+
+
+def tell(workshop: Workshop, took_s: float) -> None:
+    good, bad = workshop.margin
+    share = sum(kind == "bad" for kind in workshop.kinds) / len(workshop.kinds)
+    print(
+        f"baseline: {len(workshop.kinds)} frames, {share:.0%} bad; good ones score up to {good:.3f}, bad ones from "
+        f"{bad:.3f}; {len(workshop.excused)} misjudged without a fault and excused; this machine carries "
+        f"{workshop.carried_fps:.1f} frames a second, 4 cameras give {4 * workshop.fps:.1f} ({took_s:.0f} s)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def show(trials: Sequence[Trial], took_s: float) -> None:
+    table = Table(title=f"Faults: {sum(t.injected for t in trials)} injected in {took_s:.0f} s", title_justify="left")
+    table.add_column("fault", min_width=18)
+    for name in ("times", "detected s\np50 / max", "back s\np50 / max", "expected", "missing", "double", "late"):
+        table.add_column(name, justify="right")
+    for name in ("after\noutage", "silently\npassed", "MB, fds, shm MB\nbefore → after"):
+        table.add_column(name, justify="right")
+    table.add_column("remarks", min_width=20)
+    for trial in trials:
+        table.add_row(*cells(trial), style=None if trial.clean else "red")
+    console = Console(width=None if sys.stdout.isatty() else 190)
+    console.print(table)
+    bad = [trial.name for trial in trials if not trial.clean]
+    console.print(f"NOT OK: {', '.join(bad)}" if bad else "nothing missing, double or silently passed")
+
+
+def cells(trial: Trial) -> list[str]:
+    title = ROWS[trial.name][0]
+    if trial.skipped:
+        return [title, "–", *[""] * 9, f"skipped: {trial.skipped}"]
+    found = trial.tally
+    counts = (found.expected, found.missing, found.double, found.late, found.after_outage, len(found.silent))
+    remarks = [f"BROKEN: {each}" for each in (*trial.broken, *found.contradictions[:3])]
+    remarks += [f"target missed: {each}" for each in trial.missed] + trial.notes
+    return [
+        title,
+        str(trial.injected),
+        _times(trial.detected_s),
+        _times(trial.recovered_s),
+        *map(str, counts),
+        _footprints(trial),
+        "; ".join(remarks),
+    ]
+
+
+def _times(values: Sequence[float]) -> str:
+    return f"{half(values):.2f} / {max(values):.2f}" if values else "–"
+
+
+def _footprints(trial: Trial) -> str:
+    before, after = trial.before, trial.after
+    if before is None or after is None:
+        return "–"
+    pairs = ((before.memory_mb, after.memory_mb), (before.descriptors, after.descriptors), (before.shm_mb, after.shm_mb))
+    return ", ".join(f"{a:.0f}→{b:.0f}" for a, b in pairs)
+
+
+def facts_of(trials: Sequence[Trial], workshop: Workshop, arguments: argparse.Namespace) -> dict[str, object]:
+    good, bad = workshop.margin
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    baseline = {"carried_fps": workshop.carried_fps, "fps_a_camera": workshop.fps, "excused": sorted(workshop.excused)}
+    margin = {"highest_good": good, "lowest_bad": bad}
+    rows = [trial.facts() for trial in trials]
+    return {"seed": arguments.seed, "machine": machine, "baseline": baseline | margin, "rows": rows}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

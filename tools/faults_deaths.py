@@ -1,0 +1,196 @@
+"""Rows: processes that die or stand still, at any moment and between any two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from faults_trial import BACK_S, CAMERAS, DEAD_AFTER_S, Broken, Line, Trial, half, percentile, playing
+
+STEPS = (
+    *("ring.opened", "ring.named", "ring.copied", "ring.closed"),
+    *("opened", "slot", "accepted_ns", "deadline_ns", "simulated", "slot_generation", "frame_index", "width_px"),
+    *("height_px", "pts_s", "captured_ns", "captured_utc_ns", "capture_ms", "trigger_kind", "gate", "texts"),
+    *("named", "accepted", "wake"),
+)
+"""Of acceptance, in their order: the slot, the row, the mark, the wake-ups."""
+KILLS_A_DAEMON = 4
+"""A child that dies five times within a minute is given ten seconds' rest; that is another row's matter."""
+
+
+def kill_capture(trial: Trial) -> None:
+    """SIGKILL of captures at half load; the other cameras must not notice."""
+    calm: list[float] = []
+    struck: list[float] = []
+    with trial.daemon(trial.cameras("half")) as line:
+        for number in range(trial.times):
+            camera = CAMERAS[number % len(CAMERAS)]
+            trial.pause(0.5, 1.0)
+            _keep_totals(line, calm, time.monotonic() - 0.8, camera)
+            at_s, at_utc_s = _kill(line, f"capture-{camera}")
+            back_s = line.judged_since(at_utc_s, [camera])
+            trial.recovered_s.append(back_s - at_s)
+            _keep_totals(line, struck, at_s, camera)
+    if calm and struck:
+        p99 = percentile(calm, 0.99), percentile(struck, 0.99)
+        trial.notes.append(f"p99 of the other cameras {p99[0]:.0f} ms, after a death {p99[1]:.0f} ms ({len(struck)})")
+    trial.target(trial.detected_s, 0.3, "detected")
+    trial.target(trial.recovered_s, 3.0, "back")
+
+
+def kill_worker(trial: Trial) -> None:
+    """SIGKILL of the worker under load; its model load is told apart."""
+    loads: list[float] = []
+    lost: list[int] = []
+    with trial.daemon(level="debug") as line:
+        for _ in range(trial.times):
+            trial.pause()
+            at_s, at_utc_s = _kill(line, "worker")
+            back_s = line.judged_since(at_utc_s) - at_s
+            load_s = _load_s(line, at_utc_s)
+            loads.append(load_s)
+            trial.recovered_s.append(back_s - load_s)
+        lost.append(sum(seen.reason == "worker_lost" for seen in line.witness.verdicts))
+    trial.notes.append(f"back is without the model's load, p50 {half(loads):.1f} s; {sum(lost)} error/worker_lost")
+    trial.must(sum(lost) > 0, "nothing was answered error/worker_lost")
+    trial.target(trial.detected_s, 0.3, "detected")
+    trial.target(trial.recovered_s, 3.0, "back")
+
+
+def kill_publisher(trial: Trial) -> None:
+    """SIGKILL of the publisher under load: silence, then everything overdue, and nothing twice."""
+    with trial.daemon() as line:
+        for _ in range(trial.times):
+            trial.pause()
+            at_s, at_utc_s = _kill(line, "publisher")
+            trial.recovered_s.append(line.judged_since(at_utc_s) - at_s)
+    trial.target(trial.detected_s, 0.3, "detected")
+    trial.target(trial.recovered_s, 3.0, "back")
+
+
+def kill_supervisor(trial: Trial) -> None:
+    """SIGKILL of the supervisor: all die with it, and the next start answers what they left."""
+    gone: list[float] = []
+    loads: list[float] = []
+    internal = 0
+    with trial.daemon(level="debug") as line:
+        for _ in range(trial.times):
+            trial.pause()
+            children = [pid for pid in line.daemon.pids(line.witness).values()]
+            session, at_s, at_utc_s = line.session, time.monotonic(), time.time()
+            os.kill(line.daemon.pid, signal.SIGKILL)
+            trial.injected += 1
+            line.daemon.wait()
+            if not line.witness.until(lambda: not any(map(_alive, children)), 5.0):
+                raise Broken("children outlived the supervisor by 5 s")
+            gone.append(time.monotonic() - at_s)
+            line.owe(session, line.daemon.accepted())
+            line.daemon.start()
+            back_s = line.judged_since(at_utc_s, CAMERAS) - at_s
+            loads.append(_load_s(line, at_utc_s))
+            trial.recovered_s.append(back_s - loads[-1])
+            trial.detected_s.append(gone[-1])
+            for camera in CAMERAS:
+                internal += sum(seen.reason == "internal" for seen in line.witness.history(session, camera))
+    trial.notes.append(f"detected: all children gone; {internal} left frames became error/internal")
+    trial.notes.append(f"back is without the model's load, p50 {half(loads):.1f} s")
+    trial.target(gone, 1.0, "children gone")
+    trial.target(trial.recovered_s, 3.0, "back")
+
+
+def stop_children(trial: Trial) -> None:
+    """SIGSTOP of any child: dead within its limit, replaced."""
+    names = ["worker", "publisher", *(f"capture-{camera}" for camera in CAMERAS)]
+    done = 0
+    while done < trial.times:
+        with trial.daemon() as line:
+            for _ in range(min(trial.times - done, len(names))):
+                name = ("capture-" + trial.rng.choice(CAMERAS), "worker", "publisher")[done % 3]
+                trial.pause()
+                at_s, at_utc_s = _kill(line, name, signal.SIGSTOP)
+                trial.recovered_s.append(line.judged_since(at_utc_s, within_s=BACK_S) - at_s)
+                done += 1
+    trial.target(trial.detected_s, DEAD_AFTER_S + 0.5, "detected")
+    trial.notes.append(f"the limit of a silent child is {DEAD_AFTER_S:g} s")
+
+
+def between_steps(trial: Trial) -> None:
+    """SIGKILL of a capture between any two steps of acceptance."""
+    steps = list(STEPS)
+    trial.rng.shuffle(steps)
+    done = 0
+    while done < trial.times:
+        with trial.daemon() as line:
+            for _ in range(min(trial.times - done, KILLS_A_DAEMON * len(CAMERAS))):
+                camera, step = CAMERAS[done % len(CAMERAS)], steps[done % len(steps)]
+                order = f"die-capture-{camera}"
+                line.daemon.orders.give(order, step)
+                if not line.daemon.orders.obeyed(order, 10.0):
+                    raise Broken(f"no acceptance came to the step {step}")
+                at_s, at_utc_s = time.monotonic(), time.time()
+                trial.injected += 1
+                trial.recovered_s.append(line.judged_since(at_utc_s, [camera]) - at_s)
+                done += 1
+    trial.notes.append("steps: " + ", ".join(steps[: trial.times]) if trial.times <= 5 else f"{len(STEPS)} steps")
+
+
+def standing_line(trial: Trial) -> None:
+    """SIGKILL of the publisher after the last part of a line that then stands still: nothing comes to wake anybody."""
+    trigger = 'trigger = { kind = "external" }\n'
+    camera = {"cam1": playing(trial.workshop.clip, more=trigger)}
+    with trial.daemon(camera, warm=False) as line:
+        line.witness.until(lambda: bool(line.witness.beats) and line.witness.beats[-1].state == "ready", 90.0)
+        for number in range(trial.times):
+            last = f"part {number}.2"
+            for part in (f"part {number}.1", last):
+                line.witness.ask("trigger", camera="cam1", trigger_id=part)
+            time.sleep(trial.rng.uniform(0, 0.1))
+            at_s, _ = _kill(line, "publisher")
+            owed = line.daemon.accepted()["cam1"]
+            if not line.witness.until(lambda owed=owed: line.witness.beats[-1].last_seq["cam1"] >= owed, BACK_S):  # type: ignore[misc]
+                raise Broken("the last part was never answered")
+            trial.recovered_s.append(time.monotonic() - at_s)
+
+
+# -- hands ------------------------------------------------------------------------------------------------------------
+
+
+def _kill(line: Line, child: str, number: signal.Signals = signal.SIGKILL) -> tuple[float, float]:
+    """Sends a signal to a child and waits until the supervisor notices; when it was sent, monotonic and UTC."""
+    pid = line.daemon.pids(line.witness)[child]
+    at_s, at_utc_s = time.monotonic(), time.time()
+    os.kill(pid, number)
+    line.trial.injected += 1
+    line.detected(child, at_utc_s)
+    return at_s, at_utc_s
+
+
+def _load_s(line: Line, since_utc_s: float) -> float:
+    """How long the new worker took from its birth until it was warm."""
+
+    def born(entry: dict[str, object]) -> bool:
+        return entry["event"] == "child_spawned" and entry.get("child") == "worker"
+
+    began = line.daemon.logged_s(born, since_utc_s)
+    ready = line.daemon.logged_s(lambda entry: entry["event"] == "worker_ready", since_utc_s)
+    if began is None or ready is None:
+        raise Broken("the log tells of no new worker")
+    return ready - began
+
+
+def _keep_totals(line: Line, kept: list[float], since_s: float, without: str) -> None:
+    kept += [
+        seen.total_ms
+        for seen in line.witness.verdicts[-400:]
+        if (seen.at_s or 0) > since_s and seen.judged and seen.camera != without and seen.total_ms is not None
+    ]
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that waits to be buried does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123 - /proc
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
