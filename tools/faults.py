@@ -27,6 +27,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import faults_deaths
+import faults_disk
+import faults_load
+import faults_media
+import faults_model
+import faults_peers
 from faults_trial import Broken, Skipped, Trial, Workshop, half, prepare
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +45,23 @@ ROWS: dict[str, tuple[str, Row]] = {
     "stop": ("SIGSTOP of any child", faults_deaths.stop_children),
     "steps": ("capture killed between steps of acceptance", faults_deaths.between_steps),
     "standing": ("publisher killed, line stands still", faults_deaths.standing_line),
+    "overrun": ("ring overrun under a stopped reader", faults_model.overrun),
+    "damaged": ("file cut, bits flipped, size, format", faults_media.damaged),
+    "frozen": ("frozen camera", faults_media.frozen),
+    "triple": ("three times the load", faults_load.triple),
+    "crawl": ("worker slowed to a crawl", faults_load.crawl),
+    "stopped-subscriber": ("subscriber stopped", faults_peers.stopped_subscriber),
+    "visits": ("subscribers come and go", faults_peers.visits),
+    "fuzz": ("fuzzed messages, every socket", faults_peers.fuzz),
+    "small-shm": ("/dev/shm too small", faults_disk.small_shm),
+    "full-disk": ("disk full", faults_disk.full_disk),
+    "read-only-start": ("state folder read-only at start", faults_disk.read_only_start),
+    "read-only": ("disk turns read-only", faults_disk.read_only_disk),
+    "fsync": ("fsync stall", faults_disk.stall),
+    "clock": ("clock ± 1 h", faults_model.clock),
+    "nan": ("NaN from the model", faults_model.nan),
+    "memory": ("out of memory in the model", faults_model.memory),
+    "soak": ("soak", faults_load.soak),
 }
 BUGS = ("nan_is_pass", "dropped_ticket", "no_second_check", "double_publish")
 SHORT_TIMES = 3
@@ -174,7 +196,11 @@ def _footprints(trial: Trial) -> str:
     before, after = trial.before, trial.after
     if before is None or after is None:
         return "–"
-    pairs = ((before.memory_mb, after.memory_mb), (before.descriptors, after.descriptors), (before.shm_mb, after.shm_mb))
+    pairs = (
+        (before.memory_mb, after.memory_mb),
+        (before.descriptors, after.descriptors),
+        (before.shm_mb, after.shm_mb),
+    )
     return ", ".join(f"{a:.0f}→{b:.0f}" for a, b in pairs)
 
 

@@ -29,7 +29,7 @@ PART_PX = BLOCKS * BLOCK_PX
 STRIP_PX = 2 * BLOCK_PX
 SIZE_WH_PX = PART_PX, STRIP_PX + PART_PX
 NUMBER_BITS, CHECK_BITS = 14, 12
-BOLD = (DefectKind.MISSING, DefectKind.HOLE, DefectKind.STAIN, DefectKind.CONTAMINATION)
+BOLD = (DefectKind.HOLE, DefectKind.STAIN, DefectKind.CONTAMINATION)
 """Damage that the demo model cannot overlook when it is large."""
 LEAST_DAMAGE_PX = 700
 
@@ -102,19 +102,20 @@ def write(
     pix_fmt: str = "yuv420p",
     gop: int = 12,
     form: str | None = None,
+    first_number: int = 0,
 ) -> Path:
-    """Encodes pictures, in order of display, without B frames."""
+    """Encodes pictures, in order of display, without B frames, timed from `first_number` on."""
     with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
         stream.pix_fmt = pix_fmt
         stream.codec_context.gop_size = gop
         if codec == "libx264":
-            stream.options = {"bf": "0", "preset": "veryfast", "threads": "1", "sc_threshold": "0", "crf": "18"}
+            stream.options = {"bf": "0", "preset": "veryfast", "threads": "1", "sc_threshold": "0", "qp": "18"}
         for number, picture in enumerate(pictures_bgr):
             if number == 0:
                 stream.height, stream.width = picture.shape[:2]
             frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format=pix_fmt)
-            frame.pts, frame.time_base = number, 1 / Fraction(fps).limit_denominator(1000)
+            frame.pts, frame.time_base = first_number + number, 1 / Fraction(fps).limit_denominator(1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

@@ -55,6 +55,7 @@ class Daemon:
         recipe: the text of the one recipe, `part`.
         environment: on top of the caller's.
         prefix: a command that runs the daemon's command, such as `unshare -m`.
+        state: another state folder than the one in `folder`.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Daemon:
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         level: str = "info",
+        state: Path | None = None,
     ) -> None:
         self.folder = folder
-        self.state = folder / "state"
+        self.state = state or folder / "state"
         self.sockets = Path(tempfile.mkdtemp(prefix="faults-"))
         self.orders = Orders(folder / "orders")
         self._prefix = prefix

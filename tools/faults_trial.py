@@ -124,7 +124,7 @@ def _baseline(folder: Path, clip: Path) -> tuple[dict[int, float], float]:
     Raises:
         RuntimeError: a frame got no verdict of the model.
     """
-    camera = 'source = {{ kind = "file", path = "{path}", pace = "fast" }}'.format(path=clip)
+    camera = f'source = {{ kind = "file", path = "{clip}", pace = "fast" }}'
     daemon = Daemon(folder / "baseline", config_of(dict.fromkeys(CAMERAS, camera)), recipe_of())
     witness = Witness(daemon.verdicts, daemon.control)
     try:
@@ -205,6 +205,7 @@ class Trial:
         prefix: Sequence[str] = (),
         objection: Objection | None = None,
         level: str = "info",
+        state: Path | None = None,
         warm: bool = True,
     ) -> Iterator[Line]:
         """A daemon that inspects; when the block ends everything it owed is counted, and it is ended."""
@@ -213,7 +214,15 @@ class Trial:
         shutil.rmtree(folder, ignore_errors=True)
         environment = dict(environment or {}) | ({"FAULTS_BUG": self.bug} if self.bug else {})
         config = config_of(cameras or self.cameras(), more, worker)
-        daemon = Daemon(folder, config, recipe_of(deadline_ms), environment=environment, prefix=prefix, level=level)
+        daemon = Daemon(
+            folder,
+            config,
+            recipe_of(deadline_ms),
+            environment=environment,
+            prefix=prefix,
+            level=level,
+            state=state,
+        )
         witness = Witness(daemon.verdicts, daemon.control)
         line = Line(self, daemon, witness, objection or self.workshop.truth.objection)
         try:
@@ -234,7 +243,7 @@ class Trial:
         """A random moment."""
         time.sleep(self.rng.uniform(least_s, most_s))
 
-    def must(self, holds: bool, what: str) -> None:  # noqa: FBT001 - reads as a sentence
+    def must(self, holds: bool, what: str) -> None:
         """Notes what must hold and does not."""
         if not holds and what not in self.broken:
             self.broken.append(what)

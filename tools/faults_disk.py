@@ -1,0 +1,168 @@
+"""Rows: no room, no right to write, and a disk that hangs. The small file systems live in a mount namespace of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from faults_daemon import Daemon
+from faults_trial import Broken, Line, Skipped, Trial, can, config_of, recipe_of
+
+SHIM_SOURCE = Path(__file__).with_name("faults_disk.c")
+STATE_MB = 24
+
+
+def small_shm(trial: Trial) -> None:
+    """/dev/shm too small for the rings: one clear line at start, exit code, no SIGBUS at noon."""
+    _require_namespace()
+    for number in range(trial.times):
+        size_kb = trial.rng.choice([64, 256, 1024])
+        prefix = _mounted(f"mount -t tmpfs -o size={size_kb}k tmpfs /dev/shm")
+        daemon = _refused(trial, f"shm{number}", prefix)
+        said = daemon.said()
+        trial.must(daemon.exit_code not in (0, None), f"/dev/shm of {size_kb} kB: exit code {daemon.exit_code}")
+        trial.must(len(said) == 1 and "/dev/shm" in said[0], f"/dev/shm of {size_kb} kB: it said {said}")
+    trial.notes.append("refused at start in one line that names size and setting")
+
+
+def read_only_start(trial: Trial) -> None:
+    """A state folder that cannot be written: a clear error at start."""
+    _require_namespace()
+    for number in range(trial.times):
+        folder = trial.workshop.folder / f"ro{number}"
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+        prefix = _mounted(f"mount -t tmpfs -o ro,size=1m tmpfs {folder / 'state'}")
+        daemon = _refused(trial, f"ro{number}", prefix)
+        said = daemon.said()
+        trial.must(daemon.exit_code == 3, f"exit code {daemon.exit_code}, expected 3 (configuration)")
+        trial.must(len(said) == 1 and str(daemon.state) in said[0], f"it said {said}")
+    trial.notes.append("refused at start with exit 3 in one line")
+
+
+def _refused(trial: Trial, name: str, prefix: Sequence[str]) -> Daemon:
+    """A daemon that must not come up; it has ended when this returns."""
+    daemon = Daemon(trial.workshop.folder / name, config_of(trial.cameras()), recipe_of(), prefix=prefix)
+    trial.injected += 1
+    at_s = time.monotonic()
+    try:
+        daemon.start()
+        daemon.wait(30.0)
+        trial.detected_s.append(time.monotonic() - at_s)
+    finally:
+        daemon.remove()
+    return daemon
+
+
+def full_disk(trial: Trial) -> None:
+    """The disk of the journal fills up while it works: verdicts go on, and are journaled when there is room again."""
+    _require_namespace()
+    place = trial.workshop.folder / f"{trial.name}-disk"
+    place.mkdir(exist_ok=True)
+    with trial.daemon(prefix=_mounted(f"mount -t tmpfs -o size={STATE_MB}m tmpfs {place}"), state=place) as line:
+        inside = Path(f"/proc/{line.daemon.pid}/root{place}")  # as the daemon sees it
+        for _ in range(trial.times):
+            trial.pause()
+            at_s = time.monotonic()
+            _fill(inside)
+            trial.injected += 1
+            _degraded(line, at_s)
+            time.sleep(0.5)
+            line.judged_since(time.time())  # verdicts go on
+            for filler in inside.glob("filler*"):
+                filler.unlink()
+            _back(line)
+    _tell_unjournaled(trial, line)
+
+
+def read_only_disk(trial: Trial) -> None:
+    """The disk of the journal becomes read-only while it works, as the kernel makes one with errors."""
+    _by_shim(trial, "FAULTS_READ_ONLY")
+
+
+def stall(trial: Trial) -> None:
+    """fsync hangs, as on a sick disk."""
+    line = _by_shim(trial, "FAULTS_STALL")
+    trial.must(not line.witness.silences(), f"heartbeats were missing: {line.witness.silences()}")
+
+
+def _by_shim(trial: Trial, harm: str) -> Line:
+    """The C library's calls fail or hang while a file exists: a remount would find the journal's files busy."""
+    if shutil.which("gcc") is None:
+        raise Skipped("gcc is not installed")
+    shim = trial.workshop.folder / "faults_disk.so"
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(SHIM_SOURCE), "-ldl"]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise Skipped(f"gcc: {built.stderr.strip().splitlines()[-1]}")
+    flag = trial.workshop.folder / f"{harm}-{os.getpid()}"
+    with trial.daemon(environment={"LD_PRELOAD": str(shim), harm: str(flag)}) as line:
+        for _ in range(trial.times):
+            trial.pause()
+            at_s = time.monotonic()
+            flag.touch()
+            trial.injected += 1
+            try:
+                _degraded(line, at_s)
+                time.sleep(trial.rng.uniform(0.5, 1.5))
+                line.judged_since(time.time())  # verdicts go on
+            finally:
+                flag.unlink()
+            _back(line)
+    _tell_unjournaled(trial, line)
+    return line
+
+
+def _degraded(line: Line, since_s: float) -> None:
+    """Waits until a verdict says that it is not in the journal, or the heartbeat that something is wrong."""
+
+    def told() -> bool:
+        beats = any(beat.at_s > since_s and beat.state == "degraded" for beat in line.witness.beats[-20:])
+        return beats and any((s.at_s or 0) > since_s and not s.journaled for s in line.witness.verdicts[-200:])
+
+    if not line.witness.until(told, 10.0):
+        raise Broken("no verdict said journaled: false, or no heartbeat said degraded")
+    first = next(s for s in line.witness.verdicts if (s.at_s or 0) > since_s and not s.journaled)
+    line.trial.detected_s.append((first.at_s or 0.0) - since_s)
+
+
+def _back(line: Line) -> None:
+    """Waits until verdicts are journaled first again."""
+    at_s = time.monotonic()
+
+    def back() -> bool:
+        state = line.witness.beats[-1].state == "ready"
+        return state and any((s.at_s or 0) > at_s and s.journaled for s in line.witness.verdicts[-200:])
+
+    if not line.witness.until(back, 20.0):
+        raise Broken("the journal did not come back within 20 s")
+    line.trial.recovered_s.append(time.monotonic() - at_s)
+
+
+def _tell_unjournaled(trial: Trial, line: Line) -> None:
+    unjournaled = sum(not seen.journaled for seen in line.witness.verdicts)
+    trial.notes.append(f"{unjournaled} verdicts went out with journaled: false, all are in the journal now")
+
+
+# -- hands ------------------------------------------------------------------------------------------------------------
+
+
+def _require_namespace() -> None:
+    if not can("unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"):
+        raise Skipped("unshare -m and mount need root")
+
+
+def _mounted(mount: str) -> list[str]:
+    return ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+
+
+def _fill(place: Path) -> None:
+    """To the last page."""
+    for name, step in (("filler", 64 << 10), ("filler2", 512)):
+        with contextlib.suppress(OSError), (place / name).open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(step))

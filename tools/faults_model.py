@@ -1,0 +1,138 @@
+"""Rows: what goes wrong around the model: mixed pixels, NaN, no memory; and the clocks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from faults_trial import BACK_S, CAMERAS, Broken, Line, Skipped, Trial, percentile
+
+FAKETIME = (
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+)
+
+
+def overrun(trial: Trial) -> None:
+    """The writer uses a slot again while its reader stands still in the middle of the copy."""
+    corrupt = 0
+    with trial.daemon(deadline_ms=6000) as line:
+        for _ in range(trial.times):
+            trial.pause()
+            corrupt += _overrun_once(line)
+    trial.must(corrupt == trial.injected, f"{corrupt} of {trial.injected} overrun frames became error/frame_corrupt")
+    trial.notes.append(f"{corrupt} error/frame_corrupt")
+
+
+def _overrun_once(line: Line) -> bool:
+    """The worker stops while it reads a bad part, capture puts a good one there, the worker goes on."""
+    orders, at_utc_s = line.daemon.orders, time.time()
+    orders.give("stop-reading")
+    if not line.witness.until(lambda: orders.read("stopped") is not None, 10.0):
+        raise Broken("the worker never looked at a bad part")
+    stopped = orders.read("stopped") or ""
+    orders.withdraw("stopped")
+    line.trial.injected += 1
+    orders.give("overrun", stopped)
+    overwritten = orders.obeyed("overrun", 5.0)
+    orders.withdraw("overrun")
+    resume(line, "worker")
+    if not overwritten:
+        raise Broken("the writer had no good part within 5 s")
+    return line.answered(at_utc_s, "frame_corrupt", 8.0) is not None
+
+
+def resume(line: Line, child: str) -> None:
+    """SIGCONT, without asking the daemon, which may be busy with the silence."""
+    import psutil
+
+    for process in psutil.Process(line.daemon.pid).children(recursive=True):
+        if process.status() == psutil.STATUS_STOPPED:
+            process.resume()
+            return
+    raise Broken(f"the {child} was not found standing still")
+
+
+def nan(trial: Trial) -> None:
+    """The model gives NaN for a while."""
+    with trial.daemon() as line:
+        for _ in range(trial.times):
+            trial.pause()
+            at_s, at_utc_s = time.monotonic(), time.time()
+            line.daemon.orders.give("nan")
+            trial.injected += 1
+            first = line.answered(at_utc_s, "not_finite", 5.0)
+            trial.pause(0.3, 0.6)
+            line.daemon.orders.withdraw("nan")
+            if first is None:
+                trial.must(False, "NaN was never answered error/not_finite")
+                continue
+            trial.detected_s.append((first.at_s or 0.0) - at_s)
+            off_s, off_utc_s = time.monotonic(), time.time()
+            trial.recovered_s.append(line.judged_since(off_utc_s) - off_s)
+    trial.notes.append(f"{trial.tally.reasons['not_finite']} error/not_finite")
+
+
+def memory(trial: Trial) -> None:
+    """The device has no memory: the batch is halved once; what is short again is replaced."""
+    done = 0
+    while done < trial.times:
+        with trial.daemon(level="debug") as line:
+            for _ in range(min(3, trial.times - done)):
+                trial.pause()
+                at_s, at_utc_s = time.monotonic(), time.time()
+                line.daemon.orders.give("memory", "1")
+                trial.injected += 1
+                line.detected("worker", at_utc_s, 10.0)
+                line.daemon.orders.withdraw("memory")
+                trial.recovered_s.append(line.judged_since(at_utc_s, within_s=BACK_S) - at_s)
+                done += 1
+            halved = any(entry["event"] == "passes_halved" for entry in line.daemon.log_lines())
+    trial.notes.append("by order inside, in the tower: no GPU needed; back with the model's load")
+    trial.notes.append("passes were halved first" if halved else "every pass had one frame: nothing to halve")
+
+
+def clock(trial: Trial) -> None:
+    """Wall time steps by an hour, forth and back: no restart, no change of latency or order."""
+    library = next((path for path in FAKETIME if Path(path).exists()), None)
+    if library is None:
+        raise Skipped("libfaketime is not installed")
+    rate = trial.workshop.folder / f"faketime-{trial.name}"
+    rate.write_text("+0")
+    environment = {
+        "LD_PRELOAD": library,
+        "FAKETIME_TIMESTAMP_FILE": str(rate),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_NO_CACHE": "1",
+    }
+    calm: list[float] = []
+    stepped: list[float] = []
+    with trial.daemon(trial.cameras("half"), environment=environment) as line:
+        pids = line.daemon.pids(line.witness)
+        for number in range(trial.times):
+            time.sleep(1.0)
+            calm += _totals(line, time.monotonic() - 1.0)
+            trial.pause()
+            at_s = time.monotonic()
+            rate.write_text("-3600" if number % 2 else "+3600")
+            trial.injected += 1
+            time.sleep(1.5)
+            stepped += _totals(line, at_s)
+        since_s = time.monotonic()
+        if not line.witness.until(lambda: len(_cameras_since(line, since_s)) == len(CAMERAS), 10.0):
+            raise Broken("cameras fell silent after the clock's steps")
+        trial.must(line.daemon.pids(line.witness) == pids, "a process was replaced")
+        trial.must(not line.witness.silences(), f"heartbeats were missing: {line.witness.silences()}")
+    if calm and stepped:
+        p99 = percentile(calm, 0.99), percentile(stepped, 0.99)
+        trial.notes.append(f"p99 {p99[0]:.0f} ms before, {p99[1]:.0f} ms after the steps; no restart")
+
+
+def _totals(line: Line, since_s: float) -> list[float]:
+    return [
+        s.total_ms for s in line.witness.verdicts if (s.at_s or 0) > since_s and s.total_ms is not None and s.judged
+    ]
+
+
+def _cameras_since(line: Line, since_s: float) -> set[str]:
+    return {seen.camera for seen in line.witness.verdicts if (seen.at_s or 0) > since_s and seen.judged}
