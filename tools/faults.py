@@ -131,8 +131,10 @@ def run(name: str, workshop: Workshop, arguments: argparse.Namespace) -> Trial:
         ROWS[name][1](trial)
     except Skipped as skipped:
         trial.skipped = str(skipped)
-    except (Broken, TimeoutError) as broken:
+    except Broken as broken:
         trial.broken.append(str(broken))
+    except Exception as error:  # noqa: BLE001 - the other rows are still worth their hours
+        trial.broken.append(f"the harness itself: {error!r}")
     trial.took_s = time.monotonic() - started_s
     outcome = f"skipped: {trial.skipped}" if trial.skipped else "ok" if trial.clean else "NOT OK"
     trial.say(f"{outcome}, {trial.injected} injected, {trial.took_s:.0f} s")
@@ -172,7 +174,7 @@ def show(trials: Sequence[Trial], took_s: float) -> None:
 def cells(trial: Trial) -> list[str]:
     title = ROWS[trial.name][0]
     if trial.skipped:
-        return [title, "–", *[""] * 9, f"skipped: {trial.skipped}"]
+        return [title, "-", *[""] * 9, f"skipped: {trial.skipped}"]
     found = trial.tally
     counts = (found.expected, found.missing, found.double, found.late, found.after_outage, len(found.silent))
     remarks = [f"BROKEN: {each}" for each in (*trial.broken, *found.contradictions[:3])]
@@ -189,13 +191,13 @@ def cells(trial: Trial) -> list[str]:
 
 
 def _times(values: Sequence[float]) -> str:
-    return f"{half(values):.2f} / {max(values):.2f}" if values else "–"
+    return f"{half(values):.2f} / {max(values):.2f}" if values else "-"
 
 
 def _footprints(trial: Trial) -> str:
     before, after = trial.before, trial.after
     if before is None or after is None:
-        return "–"
+        return "-"
     pairs = (
         (before.memory_mb, after.memory_mb),
         (before.descriptors, after.descriptors),

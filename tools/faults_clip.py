@@ -109,6 +109,7 @@ def write(
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
         stream.pix_fmt = pix_fmt
         stream.codec_context.gop_size = gop
+        stream.bit_rate = 12_000_000  # of codecs that are not told a quality
         if codec == "libx264":
             stream.options = {"bf": "0", "preset": "veryfast", "threads": "1", "sc_threshold": "0", "qp": "18"}
         for number, picture in enumerate(pictures_bgr):

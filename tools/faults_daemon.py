@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -26,14 +26,14 @@ from pathlib import Path
 import psutil
 from faults_witness import Witness
 
+from inspectd.transport.tickets import Table
+
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = ROOT / "tools" / "faults_inside"
 START_S = 90.0
 STOP_S = 15.0
 SHM = Path("/dev/shm")
 PR_SET_PDEATHSIG = 1
-HEAD_WORDS, RECORD_WORDS, HIGH_WATER = 16, 16, 0
-"""Of the ticket table (inspectd/transport/tickets.py): as much as it takes to find the accepted numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_the_harness,  # noqa: PLW1509 - ZeroMQ's threads hold no lock that this needs
+                preexec_fn=_die_with_the_harness,  # noqa: PLW1509 - no lock that a thread could hold is needed
             )
 
     def wait(self, timeout_s: float = STOP_S) -> int:
@@ -170,23 +170,15 @@ class Daemon:
 
     def segments(self) -> list[Path]:
         """Its files in /dev/shm, found by the table's mark of this state folder."""
-        import hashlib
-
         mark = hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:8]
         return sorted(SHM.glob(f"inspectd-{mark}-*"))
 
     def accepted(self) -> dict[str, int]:
         """The last accepted number of each camera, read from the ticket table, whoever is dead."""
-        (table,) = [path for path in self.segments() if path.name.endswith("-table")]
-        data = table.read_bytes()
-        words = struct.unpack(f"<{len(data) // 8}q", data)
-        cameras, children = words[2], words[3]
-        first = HEAD_WORDS + children * RECORD_WORDS
-        found = {}
-        for index in range(cameras):
-            at = first + index * RECORD_WORDS
-            name = struct.pack("<4q", *words[at + 12 : at + 16]).rstrip(b"\0").decode()
-            found[name] = words[at + HIGH_WATER]
+        (path,) = [path for path in self.segments() if path.name.endswith("-table")]
+        table = Table.attach(path.name)
+        found = {name: table.camera(index).high_water for index, name in enumerate(table.cameras)}
+        table.close()
         return found
 
     # -- its log ----------------------------------------------------------------------------------------------------

@@ -77,12 +77,12 @@ def kill_supervisor(trial: Trial) -> None:
     with trial.daemon(level="debug") as line:
         for _ in range(trial.times):
             trial.pause()
-            children = [pid for pid in line.daemon.pids(line.witness).values()]
+            children = list(line.daemon.pids(line.witness).values())
             session, at_s, at_utc_s = line.session, time.monotonic(), time.time()
             os.kill(line.daemon.pid, signal.SIGKILL)
             trial.injected += 1
             line.daemon.wait()
-            if not line.witness.until(lambda: not any(map(_alive, children)), 5.0):
+            if not line.witness.until(lambda pids=children: not any(map(_alive, pids)), 5.0):  # type: ignore[misc]
                 raise Broken("children outlived the supervisor by 5 s")
             gone.append(time.monotonic() - at_s)
             line.owe(session, line.daemon.accepted())

@@ -1,19 +1,16 @@
-"""Rows: no room, no right to write, and a disk that hangs. The small file systems live in a mount namespace of their own."""
+"""Rows: no room, no right to write, a disk that hangs. Small file systems live in a mount namespace of their own."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from faults_daemon import Daemon
-from faults_trial import Broken, Line, Skipped, Trial, can, config_of, recipe_of
+from faults_trial import Broken, Line, Skipped, Trial, can, config_of, preload, recipe_of
 
-SHIM_SOURCE = Path(__file__).with_name("faults_disk.c")
 STATE_MB = 24
 
 
@@ -92,15 +89,8 @@ def stall(trial: Trial) -> None:
 
 def _by_shim(trial: Trial, harm: str) -> Line:
     """The C library's calls fail or hang while a file exists: a remount would find the journal's files busy."""
-    if shutil.which("gcc") is None:
-        raise Skipped("gcc is not installed")
-    shim = trial.workshop.folder / "faults_disk.so"
-    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(SHIM_SOURCE), "-ldl"]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode:
-        raise Skipped(f"gcc: {built.stderr.strip().splitlines()[-1]}")
     flag = trial.workshop.folder / f"{harm}-{os.getpid()}"
-    with trial.daemon(environment={"LD_PRELOAD": str(shim), harm: str(flag)}) as line:
+    with trial.daemon(environment={"LD_PRELOAD": str(preload(trial.workshop.folder)), harm: str(flag)}) as line:
         for _ in range(trial.times):
             trial.pause()
             at_s = time.monotonic()

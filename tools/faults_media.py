@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import faults_clip
@@ -55,7 +56,7 @@ def damaged(trial: Trial) -> None:
     folder.mkdir(exist_ok=True)
     harms = {"flip": _flipped, "cut": _cut, "size": _resized, "form": _reformed}
     for number in range(trial.times):
-        parts = faults_clip.render(trial.rng.randrange(2**31), 16)
+        parts = trial.workshop.parts(trial.rng.randrange(2**31), 16)
         pictures = [faults_clip.spell(n, *parts[n % len(parts)]) for n in range(FRAMES)]
         for name, harm in harms.items():
             camera = f"{name}{number}"
@@ -110,12 +111,15 @@ def _differs(picture: Pixels, original: Pixels) -> bool:
 
 
 def _flipped(trial: Trial, stem: Path, pictures: list[Pixels]) -> Path:
-    """Three packets with inverted bytes in their middle, as a bad disk or link leaves them."""
+    """Three packets with a flipped bit or some changed bytes, as a bad disk or link leaves them."""
     path = faults_clip.write(stem.with_suffix(".mp4"), pictures, FPS)
     packets = faults_clip.packets_of(path)
     data = bytearray(path.read_bytes())
     for at, size, _ in trial.rng.sample(list(packets[1:]), 3):
         start = at + trial.rng.randrange(min(8, size - 1), size)
+        if trial.rng.random() < 0.5:
+            data[start] ^= 1 << trial.rng.randrange(8)
+            continue
         for offset in range(start, min(start + trial.rng.randrange(1, 6), at + size)):
             data[offset] ^= trial.rng.randrange(1, 256)
     path.write_bytes(bytes(data))
@@ -138,16 +142,17 @@ def _resized(trial: Trial, stem: Path, pictures: list[Pixels]) -> Path:
 
 
 def _reformed(trial: Trial, stem: Path, pictures: list[Pixels]) -> Path:
-    """A stream whose codec changes from some moment on."""
+    """A stream whose codec or pixel format changes from some moment on."""
     where = trial.rng.randrange(12, 36)
-    return _joined(stem, pictures, pictures, where, codec="mpeg2video")
+    change = trial.rng.choice([{"codec": "mpeg2video"}, {"pix_fmt": "yuv422p"}, {"pix_fmt": "yuv444p"}])
+    return _joined(stem, pictures, pictures, where, **change)
 
 
-def _joined(stem: Path, first: list[Pixels], then: list[Pixels], where: int, *, codec: str = "libx264") -> Path:
+def _joined(stem: Path, first: list[Pixels], then: list[Pixels], where: int, **change: str) -> Path:
     """Two streams one behind the other in one file, as a camera that was set anew sends them."""
     head = faults_clip.write(stem.with_suffix(".head.ts"), first[:where], FPS, form="mpegts")
     tail = faults_clip.write(
-        stem.with_suffix(".tail.ts"), then[where:], FPS, form="mpegts", codec=codec, first_number=where
+        stem.with_suffix(".tail.ts"), then[where:], FPS, form="mpegts", first_number=where, **change
     )
     path = stem.with_suffix(".ts")
     path.write_bytes(head.read_bytes() + tail.read_bytes())
@@ -157,7 +162,7 @@ def _joined(stem: Path, first: list[Pixels], then: list[Pixels], where: int, *, 
 def frozen(trial: Trial) -> None:
     """A camera that gives the same picture again and again."""
     fps = 10
-    parts = faults_clip.render(trial.rng.randrange(2**31), 16)
+    parts = trial.workshop.parts(trial.rng.randrange(2**31), 16)
     still = round(1.6 * fps)
     pictures: list[Pixels] = []
     spelt: list[Spelt] = []
@@ -192,7 +197,7 @@ def frozen(trial: Trial) -> None:
     errors = [seen for seen in verdicts if seen.reason == "frame_frozen"]
     passes = sum(seen.decision == "pass" and since[seen.index or 0] > 0 for seen in verdicts)
     early = sum(since[seen.index or 0] < FROZEN_AFTER_S - 0.15 for seen in errors)
-    runs = sum(since[a] > 0 and since[b] == 0 for a, b in zip(range(len(since)), range(1, len(since)), strict=False))
+    runs = sum(since[a] > 0 and since[b] == 0 for a, b in pairwise(range(len(since))))
     caught = {_run_of(since, seen.index or 0) for seen in errors}
     trial.must(len(caught) == runs, f"{len(caught)} of {runs} freezes were noticed")
     trial.must(early == 0, f"{early} frames were called frozen before the limit")
@@ -204,7 +209,7 @@ def frozen(trial: Trial) -> None:
 def _frozen_since(spelt: list[Spelt], fps: float) -> list[float]:
     """For each frame, how long the picture has stood still."""
     since = [0.0]
-    for before, now in zip(spelt, spelt[1:], strict=False):
+    for before, now in pairwise(spelt):
         since.append(since[-1] + 1 / fps if now == before else 0.0)
     return since
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from faults_clip import Kind
 from faults_witness import Seen
@@ -29,7 +30,7 @@ class Tally:
     """Where journal and wire, or order and contract, differ."""
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def __iadd__(self, other: Tally) -> Tally:
+    def __iadd__(self, other: Tally) -> Self:
         self.expected += other.expected
         self.missing += other.missing
         self.double += other.double

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,16 @@ from pathlib import Path
 from statistics import median
 
 import faults_clip
-from faults_clip import Kind
+import numpy as np
+from faults_clip import STRIP_PX, Kind, Pixels
 from faults_daemon import ROOT, START_S, Daemon, Footprint
 from faults_tally import LoopTruth, Objection, Tally, tally
 from faults_witness import Seen, Witness
 
 DEMO = ROOT / "inspectd" / "demo"
+SHIM = ROOT / "tools" / "faults_shim.c"
 CAMERAS = ("cam1", "cam2", "cam3", "cam4")
-FRAMES = 60
+FRAMES = 40
 """Of the clip that plays again and again."""
 LOAD = 0.65
 """The share of the machine's frames a second that the cameras give together: what is left is for the faults."""
@@ -78,6 +79,12 @@ class Workshop:
     def truth(self) -> LoopTruth:
         return LoopTruth(kinds=self.kinds, scores=self.scores, excused=self.excused)
 
+    def parts(self, seed: int, count: int) -> list[tuple[Kind, Pixels]]:
+        """Parts of the clip in another order."""
+        shown = [picture[STRIP_PX:] for _, picture, _ in faults_clip.decode(self.clip)]
+        order = np.random.default_rng(seed).permutation(len(shown))[:count]
+        return [(self.kinds[number], shown[number]) for number in order]
+
     @property
     def margin(self) -> tuple[float, float]:
         """The highest score of a good part and the lowest of a bad one."""
@@ -119,7 +126,7 @@ def _workshop(folder: Path, facts: dict[str, object]) -> Workshop:
 
 
 def _baseline(folder: Path, clip: Path) -> tuple[dict[int, float], float]:
-    """Scores by number, and the frames a second that this machine carries with the cameras' processes beside the worker.
+    """Scores by number, and the frames a second that this machine carries with the cameras beside the model.
 
     Raises:
         RuntimeError: a frame got no verdict of the model.
@@ -431,6 +438,19 @@ def can(*command: str) -> bool:
         return False
 
 
-def inspectd(*arguments: str) -> list[str]:
-    """A command of inspectd."""
-    return [sys.executable, "-m", "inspectd", *arguments]
+def preload(folder: Path) -> Path:
+    """The shim for LD_PRELOAD, compiled here and now.
+
+    Raises:
+        Skipped: there is no compiler.
+    """
+    shim = folder / "faults_shim.so"
+    if shim.exists():
+        return shim
+    if shutil.which("gcc") is None:
+        raise Skipped("gcc is not installed")
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(SHIM), "-ldl"]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise Skipped(f"gcc: {built.stderr.strip().splitlines()[-1]}")
+    return shim

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import zmq
@@ -117,7 +118,7 @@ class Witness:
     def silences(self) -> list[tuple[float, float]]:
         """When the heartbeat was missing for longer than a line may bear, from the last one before to the next."""
         times = [beat.at_s for beat in list(self.beats)]
-        return [(a, b) for a, b in zip(times, times[1:], strict=False) if b - a > SILENCE_S]
+        return [(a, b) for a, b in pairwise(times) if b - a > SILENCE_S]
 
     def close(self) -> None:
         """Ends the thread."""
@@ -147,6 +148,8 @@ class Witness:
                     self.beats.append(_beat(body, at_s))
                 case ["event", kind, ""]:
                     self.events.append(Told(at_s=at_s, kind=kind, camera=body["camera"]))
+                case ["preview", camera, ""] if camera == body["camera"]:
+                    pass  # somebody else asked for pictures
                 case _:
                     self.oddities.append(f"topic {topic}")
         except (ValueError, KeyError, IndexError) as error:

@@ -96,6 +96,12 @@ def test_junk_is_no_result(junk: bytes) -> None:
         wire.result_from_bytes(junk)
 
 
+def test_nest_too_deep_to_read_is_no_result() -> None:
+    """JSON that exhausts Python's stack is refused like any other junk (found by tools/faults.py)."""
+    with pytest.raises(TransportError):
+        wire.result_from_bytes(b"[" * 20_000)
+
+
 @pytest.mark.parametrize(
     ("subscription", "admitted"),
     [

@@ -49,7 +49,7 @@ def wrap(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[
 
 def me() -> str:
     """The name of this process: `worker`, `publisher`, `capture-CAMERA`."""
-    from multiprocessing import current_process
+    from multiprocessing import current_process  # noqa: PLC0415 - not before it is needed
 
     return current_process().name
 
@@ -61,7 +61,7 @@ def die_at(step: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-# -- acceptance: ring, row, high water, wake-ups ------------------------------------------------------------------------
+# -- acceptance: ring, row, high water, wake-ups -----------------------------------------------------------------------
 
 
 def tickets(module: ModuleType) -> None:
@@ -94,7 +94,7 @@ def ring(module: ModuleType) -> None:
     if BUG == "no_second_check":
 
         def first_check_only(self: Any, slot: int, generation: int) -> bool:
-            caller = sys._getframe(1).f_code.co_name
+            caller = sys._getframe(1).f_code.co_name  # noqa: SLF001
             return caller == "_crops" or bool(true_still(self, slot, generation))
 
         module.Ring.still = first_check_only
@@ -104,7 +104,7 @@ def stand_still(ring_: Any, slot: int, pixels_bgr: Any) -> None:
     """The reader stops in the middle of its copy, if the part that it looks at is bad; it says where."""
     if standing("stop-reading") is None or spells_bad(pixels_bgr) is not True or taken("stop-reading") is None:
         return
-    (ORDERS / ".stopped").write_text(f"{ring_._segment.name} {slot}")
+    (ORDERS / ".stopped").write_text(f"{ring_._segment.name} {slot}")  # noqa: SLF001
     (ORDERS / ".stopped").rename(ORDERS / "stopped")
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -115,7 +115,7 @@ def overrun(ring_: Any, write: Callable[..., Any], pixels_bgr: Any) -> None:
     if order is None or spells_bad(pixels_bgr) is not False:
         return
     name, slot = order.split()
-    if name == ring_._segment.name and taken("overrun") is not None:
+    if name == ring_._segment.name and taken("overrun") is not None:  # noqa: SLF001
         write(ring_, int(slot), pixels_bgr, 0)
 
 
@@ -151,13 +151,13 @@ def sockets(module: ModuleType) -> None:
         wrap(module.VerdictSocket, "send", twice)
 
 
-# -- the model ----------------------------------------------------------------------------------------------------------
+# -- the model ---------------------------------------------------------------------------------------------------------
 
 
 def clip(module: ModuleType) -> None:
     def around(encode: Callable[..., Any]) -> Callable[..., Any]:
         def sabotaged(self: Any, tokens: Any, *rest: Any) -> Any:
-            import torch
+            import torch  # noqa: PLC0415 - the worker has it
 
             if (seconds := standing("crawl")) is not None:
                 time.sleep(float(seconds))
@@ -188,7 +188,7 @@ def inspection(module: ModuleType) -> None:
     module.Measurement.finite = True
 
 
-# -- the ledger ---------------------------------------------------------------------------------------------------------
+# -- the ledger --------------------------------------------------------------------------------------------------------
 
 
 def ledger(module: ModuleType) -> None:
@@ -210,7 +210,7 @@ def every_now_and_then() -> bool:
     return _counted % BUG_EVERY == 0
 
 
-# -- getting in -----------------------------------------------------------------------------------------------------------
+# -- getting in --------------------------------------------------------------------------------------------------------
 
 WRAPPED = {
     "inspectd.transport.tickets": tickets,
