@@ -95,7 +95,7 @@ def ring(module: ModuleType) -> None:
 
         def first_check_only(self: Any, slot: int, generation: int) -> bool:
             caller = sys._getframe(1).f_code.co_name  # noqa: SLF001
-            return caller == "_crops" or bool(true_still(self, slot, generation))
+            return caller not in ("view", "read") or bool(true_still(self, slot, generation))
 
         module.Ring.still = first_check_only
 
