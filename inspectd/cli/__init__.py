@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from inspectd import __version__
-from inspectd.cli import bench, check, daemon, demo, recordings, requests, watch, weights
+from inspectd.cli import bench, cameras, check, daemon, demo, recordings, requests, watch, weights
 
 
 def _version(wanted: bool) -> None:
@@ -34,6 +34,7 @@ def _top(
 app.command("run")(daemon.run)
 app.command("demo")(demo.demo)
 app.command("check")(check.check)
+app.command("cameras")(cameras.cameras)
 app.command("status")(requests.status)
 app.command("watch")(watch.watch)
 app.command("trigger")(requests.trigger)

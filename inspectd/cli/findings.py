@@ -10,23 +10,24 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inspectd.detect.build import build_detector
 from inspectd.detect.weights import find
-from inspectd.errors import ConfigError, InspectdError, SourceError
+from inspectd.errors import ConfigError, InspectdError
 from inspectd.inspection import Inspector
-from inspectd.quality import look as look_at
 from inspectd.recipe import Recipe, load_recipe
-from inspectd.records import Frame, PixelsU8
-from inspectd.settings import Settings
-from inspectd.sources.base import FrameSource
-from inspectd.sources.open import open_source, probe
+from inspectd.records import PixelsU8
+from inspectd.settings import GenicamSource, Settings, Source, V4l2Source
+from inspectd.sources.grabbing import grab
+from inspectd.sources.open import probe
 from inspectd.sources.presence import presence_error
 
 SOCKET_PATH_BYTES = 107
-FRAME_PATIENCE_S = 5.0
+MOST_GRABS = 6
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel has it
 
 
@@ -53,12 +54,18 @@ def look(settings: Settings) -> Iterator[Finding]:
     yield _try("sockets", str(settings.sockets_dir), lambda: _sockets_dir(settings))
     yield from _endpoints(settings, pid)
     frames: dict[str, PixelsU8] = {}
-    for name in settings.cameras:
-        yield _try("camera", name, lambda name=name: _camera(settings, name, frames))  # type: ignore[misc]
-    if len(frames) == len(settings.cameras):
+    yield from _cameras(settings, pid, frames)
+    if _all_known(settings):
         yield _try("memory", str(SHARED_MEMORY), lambda: _shared_memory(settings))
     for recipe_name in sorted({camera.recipe for camera in settings.cameras.values()}):
         yield from _recipe(settings, recipe_name, frames)
+
+
+def _all_known(settings: Settings) -> bool:
+    """Whether the size of every camera's frames is known; of a camera that is off it is."""
+    with suppress(ConfigError):
+        return all(probe(camera.source) for camera in settings.cameras.values())
+    return False
 
 
 def running_pid(state_dir: Path) -> str | None:
@@ -166,33 +173,25 @@ def _ipc_is_held(path: Path) -> bool:
 # -- cameras ----------------------------------------------------------------------------------------------------------
 
 
-def _camera(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> str:
-    """Probes a camera and takes one frame of it into `frames`."""
-    source = settings.cameras[name].source
-    info = probe(source)
-    opened = open_source(source)
-    try:
-        frame = _first_frame(opened, getattr(source, "open_timeout_s", 0.0))
-    finally:
-        opened.close()
-    if frame.damage is not None:
-        raise SourceError(f"camera {name}: its first frame is damaged: {frame.damage}")
-    frames[name] = frame.pixels_bgr
-    seen = look_at(frame.pixels_bgr)
-    height, width = frame.pixels_bgr.shape[:2]
-    rate = f" at {info.fps:.4g} fps" if info.fps else ""
-    length = f", {info.frames} frames" if info.frames else ""
-    light = f"brightness {seen.brightness:.0f}, sharpness {seen.sharpness:.0f}"
-    return f"{source.kind} {width}x{height}{rate}{length}; {light}"
+def _cameras(settings: Settings, pid: str | None, frames: dict[str, PixelsU8]) -> Iterator[Finding]:
+    """Takes a frame of every camera into `frames`, of several at a time."""
+    with ThreadPoolExecutor(max_workers=MOST_GRABS) as pool:
+
+        def find(name: str) -> Finding:
+            return _try("camera", name, lambda: _camera(settings.cameras[name].source, name, pid, frames))
+
+        yield from pool.map(find, settings.cameras)
 
 
-def _first_frame(source: FrameSource, open_timeout_s: float) -> Frame:
-    until_s = time.monotonic() + open_timeout_s + FRAME_PATIENCE_S
-    while time.monotonic() < until_s:
-        frame = source.read(0.2)
-        if frame is not None:
-            return frame
-    raise SourceError(f"no frame within {open_timeout_s + FRAME_PATIENCE_S:g} s")
+def _camera(source: Source, name: str, pid: str | None, frames: dict[str, PixelsU8]) -> str:
+    """Takes one frame of a camera; one that only one program may have is left to the running daemon."""
+    if pid is not None and isinstance(source, V4l2Source | GenicamSource):
+        return f"{source.kind}: held by the running inspectd (pid {pid})"
+    grabbed = grab(source)
+    if grabbed is None:
+        return f"{source.kind}: no image yet"
+    frames[name] = grabbed.pixels_bgr
+    return f"{source.kind} {grabbed}"
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

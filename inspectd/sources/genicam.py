@@ -61,6 +61,17 @@ class GenicamConnection:
 
     def open(self) -> None:
         """Finds the camera, sets its features in their order, and starts it."""
+        nodes = self.connect()
+        with _told(self._name):
+            for name, value in self._settings.features.items():
+                set_feature(nodes, name, value)
+            incomplete = _callback(_harvesters_core(), self._count_incomplete)
+            self._camera.add_callback(self._camera.Events.INCOMPLETE_BUFFER, incomplete)
+            self._camera.num_buffers = max(BUFFERS, self._camera.min_num_buffers)
+            self._camera.start()
+
+    def connect(self) -> Any:
+        """Finds and opens the camera; its features, by name."""
         core = _harvesters_core()
         with _told(self._name):
             self._harvester = core.Harvester()
@@ -68,12 +79,7 @@ class GenicamConnection:
                 _load(self._harvester, producer)
             self._harvester.update()
             self._camera = self._harvester.create(self._found())
-            for name, value in self._settings.features.items():
-                set_feature(self._camera.remote_device.node_map, name, value)
-            events = self._camera.Events
-            self._camera.add_callback(events.INCOMPLETE_BUFFER, _callback(core, self._count_incomplete))
-            self._camera.num_buffers = max(BUFFERS, self._camera.min_num_buffers)
-            self._camera.start()
+            return self._camera.remote_device.node_map
 
     def take(self) -> Arrival | None:
         """The next buffer; None where none came for a moment."""
@@ -175,6 +181,28 @@ def list_cameras(producer: Path) -> list[CameraInfo]:
             ]
         finally:
             harvester.reset()
+
+
+def describe(settings: GenicamSource) -> tuple[str, ...]:
+    """What a camera can give, in lines for people: sizes, rates, pixel formats. It is opened, but not started.
+
+    Raises:
+        SourceLost: it cannot be opened.
+    """
+    connection = GenicamConnection(settings)
+    try:
+        nodes = connection.connect()
+        width, height, rate, form = (
+            getattr(nodes, name) if nodes.has_node(name) else None
+            for name in ("Width", "Height", "AcquisitionFrameRate", "PixelFormat")
+        )
+        with _told(f"camera {settings.serial}"):
+            lines = [f"up to {width.max}x{height.max} px, now {width.value}x{height.value}"] if width and height else []
+            lines += [f"{rate.min:g} to {rate.max:g} fps, now {rate.value:g}"] if rate else []
+            lines += [f"{', '.join(form.symbolics)}, now {form.value}"] if form else []
+            return tuple(lines)
+    finally:
+        connection.close()
 
 
 def set_feature(nodes: Any, name: str, value: Feature) -> None:

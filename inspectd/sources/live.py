@@ -138,6 +138,11 @@ class LiveCamera:
             self._queue.clear()
         self._thread.join(JOIN_S)
 
+    def end(self, limit_s: float) -> None:
+        """Closes and waits until the camera is really let go of, so that it can be opened again at once."""
+        self.close()
+        self._thread.join(limit_s)
+
     def _take(self, until_s: float) -> tuple[int, Arrival] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._failure, max(0.0, until_s - time.monotonic()))

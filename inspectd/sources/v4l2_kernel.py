@@ -25,6 +25,10 @@ BUF_TYPE_CAPTURE, MEMORY_MMAP, DISCRETE = 1, 1, 1
 MOST_ENTRIES = 256
 
 
+class NoVideo(SourceLost):
+    """A node of a camera's that carries no video."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
     """One pixel format at one size, with the rates that the device offers there, fastest first."""
@@ -56,7 +60,8 @@ def examine(path: Path) -> VideoDevice:
     """Asks a device what it can do.
 
     Raises:
-        SourceLost: it is missing, may not be opened, or cannot capture video.
+        SourceLost: it is missing, may not be opened, or is no video device.
+        NoVideo: it cannot capture.
     """
     with _opened(path) as fd:
         try:
