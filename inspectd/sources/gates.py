@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
@@ -15,14 +13,6 @@ from inspectd.viewport import box_of, frame_size_error, polygon_mask
 
 SAMPLE_PX = 16
 """Every so manieth pixel each way is compared first: a moving picture shows there at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a frame is not looked at. `detail` is for people."""
-
-    reason: Reason
-    detail: str
 
 
 class Frozen:
@@ -43,15 +33,15 @@ class Frozen:
         self._still: PixelsU8 | None = None
         self._since_ns = 0
 
-    def feed(self, frame: Frame) -> Refusal | None:
-        """Takes every frame of the source, in order. Keeps the last new picture, so it must not be overwritten."""
+    def feed(self, frame: Frame) -> bool:
+        """Takes every frame of the source, in order; whether it has stood too long.
+
+        Keeps the last new picture, so it must not be overwritten.
+        """
         if self._still is None or not same_pixels(self._still, frame.pixels_bgr, self._tolerance_levels):
             self._still, self._since_ns = frame.pixels_bgr, frame.captured_ns
-            return None
-        still_s = (frame.captured_ns - self._since_ns) / 1e9
-        if still_s < self._frozen_after_s:
-            return None
-        return Refusal(reason=Reason.FRAME_FROZEN, detail=f"the same picture for {still_s:.1f} s")
+            return False
+        return frame.captured_ns - self._since_ns >= self._frozen_after_s * 1e9
 
 
 class Light:
@@ -98,14 +88,11 @@ class Gates:
 
     def feed(self, frame: Frame) -> None:
         """Takes every frame of the source, inspected or not."""
-        self.is_frozen = self._frozen is not None and self._frozen.feed(frame) is not None
+        self.is_frozen = self._frozen is not None and self._frozen.feed(frame)
 
     def refuse(self, frame: Frame) -> Reason | None:
         """Why the frame just fed is an error already; None for one worth a look."""
-        damaged = refuse_damaged(frame)
-        if damaged is not None:
-            return damaged.reason
-        if frame.pixels_bgr.nbytes > self._slot_bytes:
+        if frame.damage is not None or frame.pixels_bgr.nbytes > self._slot_bytes:
             return Reason.FRAME_CORRUPT
         return Reason.FRAME_FROZEN if self.is_frozen or self._is_repeated(frame) else None
 
@@ -129,8 +116,3 @@ def same_pixels(left: PixelsU8, right: PixelsU8, tolerance_levels: int = 0) -> b
 def _differ(left: PixelsU8, right: PixelsU8) -> float:
     """The largest difference of two pictures in grey levels."""
     return cv2.norm(left, right, cv2.NORM_INF) if left.size else 0.0
-
-
-def refuse_damaged(frame: Frame) -> Refusal | None:
-    """Decode damage makes a frame worthless, however good it looks."""
-    return None if frame.damage is None else Refusal(reason=Reason.FRAME_CORRUPT, detail=frame.damage)
