@@ -213,12 +213,10 @@ class Supervisor:
         code = child.process.exitcode
         if code is not None:
             self._bury(child, code)
-        elif not child.silent and self._is_silent(
-            child
-        ):  # one that hangs in the kernel dies later: nobody waits for it
+        elif not child.silent and self._is_silent(child):
             child.silent = True
             get_logger().warning("child_silent", child=child.name, pid=child.process.pid)
-            child.process.kill()
+            child.process.kill()  # and the next look buries it: one that hangs in the kernel holds nobody up
 
     def _is_silent(self, child: _Child) -> bool:
         row = self._table.child(child.index)
