@@ -11,10 +11,19 @@ import re
 import tomllib
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inspectd.errors import ConfigError
@@ -107,19 +116,49 @@ FrameSize = Annotated[tuple[int, int], AfterValidator(_frame_size)]
 V4l2Format = Literal["MJPG", "YUYV", "UYVY", "NV12", "GREY", "Y10", "Y12", "Y16", "BGR3", "RGB3"]
 
 
-class RtspSource(Strict):
-    """`kind = "rtsp"`: a network camera, RTSP over TCP."""
+class NetworkSource(Strict):
+    """What every network camera is told. User and password stand in `url`, or in keys of their own.
 
-    kind: Literal["rtsp"]
+    However they are given, they never reach a log, an event or an error.
+    """
+
     url: str
-    """`rtsp://[user:password@]host[:port]/path`; credentials never reach a log, an event or an error."""
+    username: str | None = Field(default=None, min_length=1, max_length=256)
+    password: SecretStr | None = None
+    """Better from the environment than from the file: `INSPECTD_CAMERAS__CAM1__SOURCE__PASSWORD`."""
+    password_file: Path | None = None
+    """A file whose first line is the password, read at every connection; variables such as
+    `${CREDENTIALS_DIRECTORY}` (systemd's `LoadCredential=`) are filled in."""
     open_timeout_s: float = Field(default=5.0, gt=0, le=60)
     silence_s: float = Field(default=2.0, gt=0.1, le=60)
     """No frame for this long means the camera is lost."""
+    exposure_lag_ms: float | None = Field(default=None, ge=0, le=5000)
+    """How long after its exposure a frame arrives, at the least; unset is unknown, and taken as none."""
     frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
     """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
     max_size_wh_px: FrameSize = (1920, 1080)
     """The largest frame that is taken; the shared memory is sized by it."""
+
+    @model_validator(mode="after")
+    def _one_login(self) -> Self:
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password and password_file: only one of them is allowed")
+        if (self.password is not None or self.password_file is not None) and self.username is None:
+            raise ValueError("username: is needed with password or password_file")
+        if self.username is not None and "@" in self.url.split("://", 1)[-1].partition("/")[0]:
+            raise ValueError("username: not allowed where the url has a user of its own")
+        return self
+
+
+class RtspSource(NetworkSource):
+    """`kind = "rtsp"`: a network camera, RTSP over TCP: `rtsp://[user:password@]host[:port]/path`."""
+
+    kind: Literal["rtsp"]
+    trust_rtcp: bool = True
+    """The camera's clock, by RTCP, counts where it agrees with the arrivals; false for one that nobody sets."""
+    decode: Literal["software", "auto", "cuda", "qsv", "vaapi"] = "software"
+    """`auto` takes the hardware that there is, others the one named; software where it cannot. Hardware does not
+    tell damage inside a picture."""
 
     @field_validator("url")
     @classmethod
@@ -129,19 +168,10 @@ class RtspSource(Strict):
         return value
 
 
-class MjpegSource(Strict):
-    """`kind = "mjpeg"`: a network camera, MJPEG over HTTP."""
+class MjpegSource(NetworkSource):
+    """`kind = "mjpeg"`: a network camera, MJPEG over HTTP: `http[s]://[user:password@]host[:port]/path`."""
 
     kind: Literal["mjpeg"]
-    url: str
-    """`http[s]://[user:password@]host[:port]/path`; credentials never reach a log, an event or an error."""
-    open_timeout_s: float = Field(default=5.0, gt=0, le=60)
-    silence_s: float = Field(default=2.0, gt=0.1, le=60)
-    """No frame for this long means the camera is lost."""
-    frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
-    """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
-    max_size_wh_px: FrameSize = (1920, 1080)
-    """The largest frame that is taken; the shared memory is sized by it."""
 
     @field_validator("url")
     @classmethod
@@ -488,6 +518,8 @@ def _anchored(settings: Settings, base: Path) -> Settings:
             case DropSource(index=index):
                 index = state_dir / "drop" / name if index is None else anchor(index)
                 return source.model_copy(update={"path": anchor(source.path), "index": index})
+            case RtspSource(password_file=Path() as file) | MjpegSource(password_file=Path() as file):
+                return source.model_copy(update={"password_file": anchor(Path(os.path.expandvars(file)))})
             case _:
                 return source
 

@@ -37,8 +37,8 @@ def make_rtsp_server() -> Iterator[Callable[..., RtspServer]]:
     """Makes RTSP servers that play a clip, started, and ends them all."""
     made: list[RtspServer] = []
 
-    def make(clip: Path, *, fps: int = 25, start: bool = True) -> RtspServer:
-        server = RtspServer(clip, fps=fps)
+    def make(clip: Path, *, fps: float = 25, start: bool = True, login: str | None = None) -> RtspServer:
+        server = RtspServer(clip, fps=fps, login=login)
         made.append(server)
         if start:
             server.start()
@@ -46,4 +46,4 @@ def make_rtsp_server() -> Iterator[Callable[..., RtspServer]]:
 
     yield make
     for server in made:
-        server.kill()
+        server.remove()

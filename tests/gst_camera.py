@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import threading
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import gi
@@ -20,6 +21,12 @@ gi.require_version("GstApp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstApp, GstRtspServer  # noqa: E402, F401 - GstApp types the app elements
 
+BYTES = "stream-format=byte-stream,alignment=au"
+PARSERS = {
+    "video/x-h264": f"h264parse config-interval=-1 ! video/x-h264,{BYTES}",
+    "video/x-h265": f"h265parse config-interval=-1 ! video/x-h265,{BYTES}",
+    "image/jpeg": "identity",
+}
 PAYLOADERS = {
     "video/x-h264": "h264parse config-interval=-1 ! rtph264pay",
     "video/x-h265": "h265parse config-interval=-1 ! rtph265pay",
@@ -28,18 +35,26 @@ PAYLOADERS = {
 
 
 class Clip:
-    """The encoded frames of a file: `frames` are `(bytes, is_key)`."""
+    """The encoded frames of a file: `frames` are `(bytes, is_key)`, each key frame with its parameter sets."""
 
     def __init__(self, path: Path) -> None:
-        pipeline = Gst.parse_launch(f"filesrc location={path} ! parsebin ! appsink name=out sync=false")
-        pipeline.set_state(Gst.State.PLAYING)
-        out = pipeline.get_by_name("out")
+        self.kind = next(iter(samples(path, "identity"))).get_caps().get_structure(0).get_name()
         self.frames: list[tuple[bytes, bool]] = []
-        while (sample := out.emit("pull-sample")) is not None:
+        for sample in samples(path, PARSERS[self.kind]):
             self.caps = sample.get_caps()
             held = sample.get_buffer()
             is_key = not held.get_flags() & Gst.BufferFlags.DELTA_UNIT
             self.frames.append((held.extract_dup(0, held.get_size()), is_key))
+
+
+def samples(path: Path, parser: str) -> Iterator[Gst.Sample]:
+    """Yields the samples of a file's video, parsed."""
+    pipeline = Gst.parse_launch(f"filesrc location={path} ! parsebin ! {parser} ! appsink name=out sync=false")
+    pipeline.set_state(Gst.State.PLAYING)
+    try:
+        while (sample := pipeline.get_by_name("out").emit("pull-sample")) is not None:
+            yield sample
+    finally:
         pipeline.set_state(Gst.State.NULL)
 
 
@@ -55,23 +70,27 @@ class Camera:
     def configure(self, _factory: object, media: object) -> None:
         source = media.get_element().get_by_name_recurse_up("in")  # type: ignore[attr-defined]
         source.set_property("caps", self._clip.caps)
-        threading.Thread(target=self._push_all, args=(source,), daemon=True).start()
-
-    def _push_all(self, source: object) -> None:
         while not self._frame()[1]:
             self._number += 1
-        due_s = time.monotonic()
-        while self._push(source):
-            due_s = max(due_s + self._period_s, time.monotonic() - self._period_s)  # a pause is not caught up
-            time.sleep(max(0.0, due_s - time.monotonic()))
+        begun_s = time.monotonic() + self._period_s  # until then the source takes nothing
+        GLib.timeout_add(round(self._period_s * 1000), self._turn, source, begun_s, begun_s)
 
-    def _push(self, source: object) -> bool:
+    def _turn(self, source: object, begun_s: float, due_s: float) -> bool:
+        """Pushes one frame and comes again when the next is due; a pause is not caught up."""
+        if self._push(source, begun_s):
+            due_s = max(due_s + self._period_s, time.monotonic() - self._period_s)
+            GLib.timeout_add(max(0, round((due_s - time.monotonic()) * 1000)), self._turn, source, begun_s, due_s)
+        return False
+
+    def _push(self, source: object, begun_s: float) -> bool:
         encoded, is_key = self._frame()
         held = Gst.Buffer.new_wrapped(encoded)
+        now_ns = time.monotonic_ns()
+        held.pts = held.dts = max(0, now_ns - round(begun_s * 1e9))
         if not is_key:
             held.set_flags(Gst.BufferFlags.DELTA_UNIT)
         if self._log is not None:
-            os.write(self._log, f"{self._number} {time.monotonic_ns()}\n".encode())
+            os.write(self._log, f"{self._number} {now_ns}\n".encode())
         self._number += 1
         return bool(source.emit("push-buffer", held) == Gst.FlowReturn.OK)  # type: ignore[attr-defined]
 
@@ -104,8 +123,8 @@ def main() -> None:
     Gst.init(None)
     clip = Clip(args.clip)
     factory = GstRtspServer.RTSPMediaFactory()
-    payloader = PAYLOADERS[clip.caps.get_structure(0).get_name()]
-    factory.set_launch(f"( appsrc name=in is-live=true format=time do-timestamp=true ! {payloader} name=pay0 pt=96 )")
+    payloader = PAYLOADERS[clip.kind]
+    factory.set_launch(f"( appsrc name=in is-live=true format=time ! {payloader} name=pay0 pt=96 )")
     factory.set_shared(True)
     factory.connect("media-configure", Camera(clip, args.fps, args.pushes).configure)
     server = GstRtspServer.RTSPServer()
@@ -115,7 +134,8 @@ def main() -> None:
         guard(server, factory, *args.user.split(":", 1))
     server.get_mount_points().add_factory("/cam", factory)
     server.attach(None)
-    print("ready", len(clip.frames), flush=True)
+    sys.stdout.write(f"ready {len(clip.frames)}\n")
+    sys.stdout.flush()
     GLib.MainLoop().run()
 
 

@@ -1,18 +1,20 @@
-"""A real RTSP server on loopback (`../shared/tools/rtsp_server.py`), which a test may kill, stop and start again."""
+"""A real RTSP server on loopback (`gst_camera.py`), which a test may kill, stop and start again."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
 import pytest
-from daemons import shared
 
 SYSTEM_PYTHON = "/usr/bin/python3"
+CAMERA = Path(__file__).with_name("gst_camera.py")
 NEEDS = "gi.require_version('GstRtspServer', '1.0'); from gi.repository import Gst, GstRtspServer, GstApp"
 
 
@@ -34,14 +36,18 @@ def free_port() -> int:
 
 
 class RtspServer:
-    """One server that plays a clip in a loop; it keeps its port over restarts."""
+    """One server that plays a clip in a loop; it keeps its port over restarts.
 
-    def __init__(self, clip: Path, *, fps: int = 25) -> None:
-        """Skips the test where the server's script or its Debian packages are absent."""
-        self._script = shared("tools", "rtsp_server.py")
+    Args:
+        login: `USER:PASSWORD`, where it asks for one.
+    """
+
+    def __init__(self, clip: Path, *, fps: float = 25, login: str | None = None) -> None:
+        """Skips the test where the server's Debian packages are absent."""
         if not _is_installed():
             pytest.skip("needs the Debian packages of the RTSP server: see .ci/run")
-        self._clip, self._fps = clip, fps
+        self._clip, self._fps, self._login = clip, fps, login
+        self._pushes = Path(tempfile.mkdtemp(prefix="inspectd-rtsp-")) / "pushes"
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -51,10 +57,17 @@ class RtspServer:
 
     def start(self) -> None:
         """Returns once it listens."""
-        command = [SYSTEM_PYTHON, str(self._script), str(self.port), str(self._clip), str(self._fps)]
+        command = [SYSTEM_PYTHON, str(CAMERA), str(self.port), str(self._clip)]
+        command += ["--fps", str(self._fps), "--pushes", str(self._pushes)]
+        command += ["--user", self._login] if self._login else []
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert self.process.stdout is not None
         assert self.process.stdout.readline().startswith(b"ready")
+
+    def pushes(self) -> list[tuple[int, int]]:
+        """Number and monotonic ns of every frame that it sent, over all its lives."""
+        lines = self._pushes.read_text().splitlines() if self._pushes.exists() else []
+        return [(int(number), int(at_ns)) for number, at_ns in (line.split() for line in lines)]
 
     def kill(self) -> None:
         """Dies without a word, as a camera whose plug is pulled."""
@@ -75,3 +88,8 @@ class RtspServer:
         """Goes on after `stall`."""
         assert self.process is not None
         os.kill(self.process.pid, signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Ends it for good."""
+        self.kill()
+        shutil.rmtree(self._pushes.parent)

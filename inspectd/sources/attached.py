@@ -10,7 +10,7 @@ from typing import get_args
 from inspectd.errors import SourceError
 from inspectd.settings import GenicamSource, MjpegSource, RtspSource, Source, V4l2Format, V4l2Source
 from inspectd.sources import genicam, v4l2_kernel
-from inspectd.sources.rtsp import redact
+from inspectd.sources.addresses import redact
 
 LARGEST_WH_PX = (8192, 8192)
 

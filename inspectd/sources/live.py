@@ -2,7 +2,8 @@
 
 What a kind of camera adds is a `Connection`: it opens, gives arrivals, and may block as long as its own limits allow.
 The watchdog does not trust those limits. A thread that hangs in a driver or a dead network is left to itself, and no
-more than `MOST_READERS` of them are borne.
+more than `MOST_READERS` of them are borne. A network camera that does not answer is asked again by another connection
+while the first still waits: what was sent into a dead network is lost, also when the network is back.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from inspectd.errors import SourceError, SourceLost, SourceTimeout
 from inspectd.records import Frame, PixelsU8, TimeKind
+from inspectd.sources.timing import CATCH_UP_S
 
 THREAD_NAME = "camera-reader"
 MOST_READERS = 8
@@ -27,6 +29,8 @@ JOIN_S = 0.2
 QUEUE_FRAMES = 2
 STALE_S = 0.5
 """A frame that nobody took for so long is not handed out any more."""
+ANOTHER_S = 1.0
+"""A connection that has not opened after so long gets company."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,10 +76,11 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a camera may take to open, and how long it may then be silent."""
+    """How long a camera may take to open and then to its first frame, and how long it may be silent from there on."""
 
     open_s: float
     silence_s: float
+    first_s: float = 0.0
 
 
 class LiveCamera:
@@ -92,71 +97,96 @@ class LiveCamera:
         size_wh_px: tuple[int, int],
         patience: Patience,
         start_index: int = 0,
+        another: Callable[[], Connection] | None = None,
     ) -> None:
         """Starts connecting and returns at once. `name` stands in errors and holds no secret.
+
+        Args:
+            another: makes further connections, for a camera that bears several; the first that opens is used.
 
         Raises:
             SourceLost: too many earlier connections still hang.
         """
         self.size_wh_px = size_wh_px
-        self.next_index = start_index
-        self.frames_missed = 0
-        self._connection = connection
         self._name = name
         self._patience = patience
-        self._changed = threading.Condition()
-        self._queue: deque[tuple[int, Arrival]] = deque()
-        self._failure: SourceError | None = None
-        self._stopping = False
-        self._opened = False
-        self._heard_s = time.monotonic()
-        if sum(thread.name == THREAD_NAME for thread in threading.enumerate()) >= MOST_READERS:
+        self._another = another
+        self._waiting = _Waiting(start_index)
+        if _readers() >= MOST_READERS:
             raise SourceLost(f"{name}: {MOST_READERS} earlier connections still hang; waiting for them to end")
-        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-        self._thread.start()
+        self._links = [_Link(connection, name, self._waiting)]
+
+    @property
+    def next_index(self) -> int:
+        """The index after the last frame that arrived."""
+        return self._waiting.next_index
+
+    @property
+    def frames_missed(self) -> int:
+        """Frames that arrived stale or were overwritten by newer ones."""
+        return self._waiting.missed
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a person should know of the camera as it opened."""
-        return self._connection.notes
+        return self._link.connection.notes
 
     def read(self, timeout_s: float) -> Frame | None:
         """The next frame, or None."""
         until_s = time.monotonic() + timeout_s
-        while (waiting := self._take(until_s)) is not None:
-            index, arrival = waiting
+        while (taken := self._waiting.take(until_s, lambda: self._link.failure is not None)) is not None:
+            index, arrival = taken
             if time.monotonic_ns() - arrival.captured_ns - arrival.lag_ns <= STALE_S * 1e9:
                 return self._frame(index, arrival)
-            self.frames_missed += 1
+            self._waiting.missed += 1
         self._check()
+        self._ask_again()
         return None
 
     def close(self) -> None:
-        """Tells the connection to end. Its thread follows, or hangs until the driver's own limits end it."""
-        self._stopping = True
-        with self._changed:
-            self._queue.clear()
-        self._thread.join(JOIN_S)
+        """Tells the connections to end. Their threads follow, or hang until their own limits end them."""
+        for link in self._links:
+            link.stopping = True
+        self._waiting.clear()
+        until_s = time.monotonic() + JOIN_S
+        for link in self._links:
+            link.thread.join(max(0.0, until_s - time.monotonic()))
 
     def end(self, limit_s: float) -> None:
         """Closes and waits until the camera is really let go of, so that it can be opened again at once."""
         self.close()
-        self._thread.join(limit_s)
+        for link in self._links:
+            link.thread.join(limit_s)
 
-    def _take(self, until_s: float) -> tuple[int, Arrival] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._failure, max(0.0, until_s - time.monotonic()))
-            return self._queue.popleft() if self._queue else None
+    @property
+    def _link(self) -> _Link:
+        """The connection that counts: the one that opened first, before that the first one."""
+        return self._waiting.user or self._links[0]
+
+    def _ask_again(self) -> None:
+        """A further connection, where none has opened for long."""
+        newest = self._links[-1]
+        if self._another is None or self._waiting.user is not None or _readers() >= MOST_READERS:
+            return
+        if time.monotonic() - newest.begun_s > ANOTHER_S:
+            self._links.append(_Link(self._another(), self._name, self._waiting))
 
     def _check(self) -> None:
         """The watchdog: raises what ended the connection, or SourceTimeout when it is silent beyond its limit."""
-        if self._failure is not None:
-            raise self._failure
-        silent_s, patience = time.monotonic() - self._heard_s, self._patience
-        if not self._opened and silent_s > patience.open_s:
-            raise SourceTimeout(f"{self._name}: no answer for {patience.open_s:g} s")
-        if self._opened and silent_s > patience.silence_s:
-            raise SourceTimeout(f"{self._name}: no frame for {patience.silence_s:g} s")
+        link, patience = self._link, self._patience
+        if link.failure is not None:
+            raise link.failure
+        now_s = time.monotonic()
+        if link.opened_s is None:
+            if now_s - link.begun_s > patience.open_s:
+                raise SourceTimeout(f"{self._name}: no answer for {patience.open_s:g} s")
+            return
+        limit_s = patience.silence_s if link.heard_s is not None else max(patience.first_s, patience.silence_s)
+        if now_s - (link.heard_s or link.opened_s) > limit_s:
+            raise SourceTimeout(f"{self._name}: no frame for {limit_s:g} s")
+        late_s = now_s - (link.fresh_s or link.heard_s or now_s)
+        if late_s > patience.silence_s + CATCH_UP_S:
+            raise SourceTimeout(f"{self._name}: for {late_s:.1f} s frames have come late")
 
     def _frame(self, index: int, arrival: Arrival) -> Frame:
         pixels_bgr, damage = arrival.load()
@@ -177,35 +207,95 @@ class LiveCamera:
             damage=damage,
         )
 
-    # -- the thread ---------------------------------------------------------------------------------------------------
+
+def _readers() -> int:
+    return sum(thread.name == THREAD_NAME for thread in threading.enumerate())
+
+
+class _Waiting:
+    """The frames that wait to be read, of the one connection that opened first."""
+
+    def __init__(self, start_index: int) -> None:
+        self.next_index = start_index
+        self.missed = 0
+        self.user: _Link | None = None
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[int, Arrival]] = deque()
+
+    def claim(self, link: _Link) -> bool:
+        """A connection has opened: whether it is the one to be used."""
+        with self._changed:
+            self.user = self.user or link
+            return self.user is link
+
+    def put(self, arrival: Arrival) -> None:
+        """Numbers a frame; one that finds the queue full takes the place of the oldest."""
+        with self._changed:
+            index, self.next_index = self.next_index, self.next_index + 1
+            if not arrival.fresh:
+                self.missed += 1
+                return
+            if len(self._queue) >= QUEUE_FRAMES:
+                self._queue.popleft()
+                self.missed += 1
+            self._queue.append((index, arrival))
+            self._changed.notify_all()
+
+    def take(self, until_s: float, over: Callable[[], bool]) -> tuple[int, Arrival] | None:
+        """The oldest frame; None at `until_s`, or when it is `over` with the connection."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or over(), max(0.0, until_s - time.monotonic()))
+            return self._queue.popleft() if self._queue else None
+
+    def clear(self) -> None:
+        """Nothing is read any more."""
+        with self._changed:
+            self._queue.clear()
+
+    def wake(self) -> None:
+        """Lets `take` look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+class _Link:
+    """One connection and its thread."""
+
+    def __init__(self, connection: Connection, name: str, waiting: _Waiting) -> None:
+        self.stopping = False
+        self.failure: SourceError | None = None
+        self.begun_s = time.monotonic()
+        self.opened_s: float | None = None
+        self.heard_s: float | None = None
+        """When the last frame arrived."""
+        self.fresh_s: float | None = None
+        """When the last fresh one did."""
+        self.connection = connection
+        self._name = name
+        self._waiting = waiting
+        self.thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        self.thread.start()
 
     def _run(self) -> None:
         """Opens and takes until stopped or failed."""
         failure: SourceError = SourceLost(f"{self._name}: the reader stopped")
         try:
-            self._connection.open()
-            self._heard_s, self._opened = time.monotonic(), True
-            while not self._stopping:
-                arrival = self._connection.take()
-                if arrival is not None:
+            self.connection.open()
+            self.opened_s = time.monotonic()
+            used = self._waiting.claim(self)
+            while used and not self.stopping:
+                arrival = self.connection.take()
+                if arrival is not None and not self.stopping:
                     self._put(arrival)
         except SourceError as error:
             failure = error
         finally:
-            self._connection.close()
-            with self._changed:
-                self._failure = failure
-                self._changed.notify_all()
+            self.connection.close()
+            self.failure = failure
+            self._waiting.wake()
 
     def _put(self, arrival: Arrival) -> None:
-        with self._changed:
-            self._heard_s = time.monotonic()
-            index, self.next_index = self.next_index, self.next_index + 1
-            if not arrival.fresh or self._stopping:
-                self.frames_missed += 1
-                return
-            if len(self._queue) >= QUEUE_FRAMES:
-                self._queue.popleft()
-                self.frames_missed += 1
-            self._queue.append((index, arrival))
-            self._changed.notify_all()
+        self.heard_s = time.monotonic()
+        if arrival.fresh:
+            self.fresh_s = self.heard_s
+        self._waiting.put(arrival)

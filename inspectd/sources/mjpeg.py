@@ -13,10 +13,10 @@ from inspectd.errors import SourceError, SourceLost, SourceTimeout
 from inspectd.records import PixelsU8
 from inspectd.settings import MjpegSource
 from inspectd.sources import http_stream
+from inspectd.sources.addresses import address, redact
 from inspectd.sources.jpeg import decode_jpeg_bgr
 from inspectd.sources.live import Arrival
 from inspectd.sources.multipart import Part, Parts, boundary_of
-from inspectd.sources.rtsp import redact
 from inspectd.sources.timing import CATCH_UP_S, GAP_S
 
 RECEIVE_BYTES = 1 << 18
@@ -45,7 +45,7 @@ class MjpegConnection:
     def open(self) -> None:
         """Asks, and returns when the response has begun."""
         try:
-            self._response = http_stream.get(self._settings.url, self._settings.open_timeout_s)
+            self._response = http_stream.get(address(self._settings), self._settings.open_timeout_s)
         except (OSError, HTTPException, ValueError) as error:
             raise self._failure_of(error) from None
         kind = self._response.headers.get("Content-Type", "")
@@ -66,10 +66,13 @@ class MjpegConnection:
             raise SourceLost(f"{self._name}: {error}") from None
         if part is None or not part.headers.get("content-type", "image/jpeg").lower().startswith("image/"):
             return None
+        lag_ns = round((self._settings.exposure_lag_ms or 0.0) * 1e6)
+        captured_ns = part.began_ns - lag_ns
         return Arrival(
             load=partial(_load, part),
-            captured_ns=part.began_ns,
-            captured_utc_ns=time.time_ns() - (time.monotonic_ns() - part.began_ns),
+            captured_ns=captured_ns,
+            captured_utc_ns=time.time_ns() - (time.monotonic_ns() - captured_ns),
+            lag_ns=lag_ns,
             pts_s=_timestamp_s(part),
             fresh=self._pace.is_fresh(part.began_ns / 1e9),
         )

@@ -12,6 +12,7 @@ from inspectd.settings import (
     Source,
     V4l2Source,
 )
+from inspectd.sources.addresses import redact
 from inspectd.sources.base import FrameSource, SourceInfo
 from inspectd.sources.drops import DropFolder
 from inspectd.sources.files import Recording
@@ -19,7 +20,7 @@ from inspectd.sources.folders import folder_shots, image_paths, probe_folder
 from inspectd.sources.genicam import GenicamConnection
 from inspectd.sources.live import Connection, LiveCamera, Patience
 from inspectd.sources.mjpeg import MjpegConnection
-from inspectd.sources.rtsp import RtspCamera, redact
+from inspectd.sources.rtsp import rtsp_camera
 from inspectd.sources.v4l2 import V4l2Connection
 from inspectd.sources.videos import probe_video, video_shots
 
@@ -71,7 +72,7 @@ def open_source(settings: Source, *, start_index: int = 0) -> FrameSource:
         case DropSource():
             return DropFolder(settings, start_index=start_index)
         case RtspSource():
-            return RtspCamera(settings, start_index=start_index)
+            return rtsp_camera(settings, start_index=start_index)
         case MjpegSource() | V4l2Source() | GenicamSource():
             return _live(settings, start_index)
 

@@ -1,21 +1,19 @@
-"""Network cameras by RTSP over TCP (PyAV). A thread reads and decodes; `read` never blocks longer than asked.
+"""Network cameras by RTSP over TCP (PyAV): H.264, H.265 and MJPEG. `LiveCamera` holds the connection.
 
 Measured against OpenCV's reader (docs of the project's parts): that one hands out stale frames as good and hangs on a
-stalled server. Here each connection lives in a thread of its own with time limits on every read; a watchdog that does
-not trust those limits gives the connection up, and the next one starts afresh.
+stalled server.
 """
 
 from __future__ import annotations
 
-import re
-import threading
+import struct
 import time
 from collections import deque
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -23,23 +21,24 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from inspectd.errors import SourceError, SourceLost, SourceTimeout
-from inspectd.records import Frame
+from inspectd.records import PixelsU8
 from inspectd.settings import RtspSource
+from inspectd.sources.addresses import address, redact
 from inspectd.sources.decoding import NO_KEY_FRAME, Decoder, Picture, Upright, upright_size_wh_px
+from inspectd.sources.exposures import ExposureClock
+from inspectd.sources.hardware import accelerator
+from inspectd.sources.live import STALE_S, Arrival, LiveCamera, Patience
 from inspectd.sources.timing import Freshness
 
-THREAD_NAME = "rtsp-reader"
-MOST_READERS = 8
-"""Connections of this process that may wait for their own time limits to end; more would be a leak."""
+T = TypeVar("T")
 READ_RESERVE_S = 0.5
 """PyAV's own limit comes after the watchdog's: it only lets the thread of a dead connection end."""
-JOIN_S = 0.2
-"""A stream that runs lets its thread end within a packet or two; a stalled one is not waited for."""
-QUEUE_FRAMES = 2
-STALE_S = 0.5
-"""A frame that nobody took for so long is not handed out any more."""
+ANOTHER_OPEN_S = 2.5
+"""A further connection waits no longer for an answer: it is there for a network that comes back."""
 KEY_FRAME_LIMIT_S = 20.0
 """Without a sound key frame for so long the stream is taken anew: most cameras start with one."""
+PARSED = frozenset({"h264", "hevc"})
+"""FFmpeg hands out a frame of these only when the next one begins to arrive."""
 OPTIONS = {
     "rtsp_transport": "tcp",
     "fpsprobesize": "0",  # opens in 0.3 s instead of 1 s: the rate is of no interest
@@ -51,162 +50,95 @@ OPTIONS = {
 }
 
 
-def redact(url: str) -> str:
-    """A URL without user, password and query, any of which may be a secret.
+def rtsp_camera(settings: RtspSource, *, start_index: int = 0) -> LiveCamera:
+    """A `FrameSource` over an RTSP connection, which begins to open.
 
-    >>> redact("rtsp://admin:s3cret@10.0.0.7:554/stream?token=abc")
-    'rtsp://***@10.0.0.7:554/stream?***'
+    Raises:
+        SourceLost: too many earlier connections still hang in the network.
     """
-    url = re.sub(r"(?<=://)[^/?#]*@", "***@", url)
-    return re.sub(r"\?.*", "?***", url, flags=re.DOTALL)
+    return LiveCamera(
+        RtspConnection(settings),
+        name=redact(settings.url),
+        size_wh_px=settings.max_size_wh_px,
+        patience=Patience(
+            open_s=settings.open_timeout_s + READ_RESERVE_S, silence_s=settings.silence_s, first_s=KEY_FRAME_LIMIT_S
+        ),
+        start_index=start_index,
+        another=lambda: RtspConnection(settings, most_open_s=ANOTHER_OPEN_S),
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Arrival:
-    index: int
-    picture: Picture
-    arrived_ns: int
-    arrived_utc_ns: int
+class RtspConnection:
+    """A `Connection` to one URL. Its user and password reach the camera alone, and no message."""
 
+    notes: tuple[str, ...] = ()
 
-class RtspCamera:
-    """A `FrameSource` over one connection. When `read` raises, close it and open another."""
-
-    simulated = False
-    live = True
-
-    def __init__(self, settings: RtspSource, *, start_index: int = 0) -> None:
-        """Starts connecting and returns at once.
-
-        Raises:
-            SourceLost: too many earlier connections still hang in the network.
-        """
-        self.size_wh_px = settings.max_size_wh_px
+    def __init__(self, settings: RtspSource, *, most_open_s: float | None = None) -> None:
+        """Nothing is opened yet."""
         self._settings = settings
         self._name = redact(settings.url)
+        self._open_s = min(settings.open_timeout_s, most_open_s or settings.open_timeout_s)
         self._upright = Upright()
-        self._link = _Link(settings, start_index)
-        if sum(thread.name == THREAD_NAME for thread in threading.enumerate()) >= MOST_READERS:
-            raise SourceLost(f"{self._name}: {MOST_READERS} earlier connections still hang; waiting for them to end")
-        self._thread = threading.Thread(target=self._link.run, name=THREAD_NAME, daemon=True)
-        self._thread.start()
+        self._freshness = Freshness()
+        lag_ms = settings.exposure_lag_ms
+        self._clock = ExposureClock(
+            lag_ns=None if lag_ms is None else round(lag_ms * 1e6), wall_ns=time.time_ns() - time.monotonic_ns()
+        )
+        self._container: InputContainer | None = None
+        self._packets: Iterator[Packet[VideoStream]] = iter(())
+        self._decoder: Decoder | None = None
+        self._parsed = False
+        self._handed_ns: int | None = None
+        self._had_rtcp = False
+        self._ready: deque[Arrival] = deque()
+        self._size_wh_px: tuple[int, int] | None = None
+        self._heard_s = self._key_frame_s = time.monotonic()
 
-    @property
-    def next_index(self) -> int:
-        """The index after the last frame that arrived."""
-        return self._link.next_index
+    def open(self) -> None:
+        """Asks, and returns when the stream is described and playing."""
+        url = address(self._settings)
+        self._heard_s = time.monotonic()
+        self._container = self._told(lambda: self._opened(url), self._open_s)
+        stream = self._video(self._container)
+        self._decoder = Decoder(stream, threads=2)
+        self._parsed = stream.codec_context.name in PARSED
+        self._packets = self._container.demux(stream)
+        self._heard_s = self._key_frame_s = time.monotonic()
 
-    @property
-    def frames_missed(self) -> int:
-        """Frames that arrived stale or were overwritten by newer ones."""
-        return self._link.missed
-
-    def read(self, timeout_s: float) -> Frame | None:
-        """The next frame, or None."""
-        until_s = time.monotonic() + timeout_s
-        while True:
-            arrival = self._link.take(until_s)
-            if arrival is None:
-                self._link.check()
-                return None
-            if time.monotonic_ns() - arrival.arrived_ns <= STALE_S * 1e9:
-                return self._frame(arrival)
-            self._link.missed += 1
+    def take(self) -> Arrival | None:
+        """The next picture; None where a packet gave none."""
+        if self._decoder is None:
+            raise SourceLost(f"{self._name}: not open")
+        if not self._ready:
+            packet = self._told(lambda: next(self._packets, None), self._settings.silence_s)
+            if packet is None or packet.size == 0:  # an empty packet asks to flush: what comes then is late
+                raise SourceLost(f"{self._name}: the stream ended")
+            self._heard_s = time.monotonic()
+            self._feed(packet, self._decoder)
+        return self._ready.popleft() if self._ready else None
 
     def close(self) -> None:
-        """Tells the connection to end. Its thread follows at its next packet, or else within the time limits."""
-        self._link.stop()
-        self._thread.join(JOIN_S)
+        """Closes the connection."""
+        if self._container is not None:
+            self._container.close()
 
-    def _frame(self, arrival: _Arrival) -> Frame:
-        picture = arrival.picture
-        width, height = self.size_wh_px
-        raw = picture.raw
-        return Frame(
-            index=arrival.index,
-            pixels_bgr=np.zeros((height, width, 3), np.uint8) if raw is None else self._upright.pixels_bgr(raw),
-            captured_ns=arrival.arrived_ns,
-            captured_utc_ns=arrival.arrived_utc_ns,
-            pts_s=picture.pts_s,
-            damage=picture.damage,
-        )
+    def _opened(self, url: str) -> InputContainer:
+        limits = self._open_s, self._settings.silence_s + READ_RESERVE_S
+        return av.open(url, options=OPTIONS, timeout=limits, hwaccel=accelerator(self._settings.decode))
 
-
-class _Link:
-    """One connection: its thread runs `run`, everything else is called by the reader of the camera."""
-
-    def __init__(self, settings: RtspSource, start_index: int) -> None:
-        self.next_index = start_index
-        self.missed = 0
-        self._settings = settings
-        self._name = redact(settings.url)
-        self._changed = threading.Condition()
-        self._queue: deque[_Arrival] = deque()
-        self._failure: SourceError | None = None
-        self._stopping = False
-        self._size_wh_px: tuple[int, int] | None = None
-        self._opened = False
-        self._heard_s = time.monotonic()
-        """When the source last gave a sign: the start, the opening, a packet before the first frame, a frame."""
-        self._key_frame_s = time.monotonic()
-        """When the stream was last sound."""
-
-    def take(self, until_s: float) -> _Arrival | None:
-        """The oldest waiting frame; None at `until_s`, or at once when the connection has failed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._failure, max(0.0, until_s - time.monotonic()))
-            return self._queue.popleft() if self._queue else None
-
-    def check(self) -> None:
-        """The watchdog: raises what ended the connection, or SourceTimeout when it is silent beyond its limit."""
-        silent_s = time.monotonic() - self._heard_s
-        if self._failure is not None:
-            raise self._failure
-        if not self._opened and silent_s > self._settings.open_timeout_s + self._settings.silence_s:
-            raise SourceTimeout(f"{self._name}: no answer for {self._settings.open_timeout_s:g} s")
-        if self._opened and silent_s > self._settings.silence_s:
-            raise SourceTimeout(f"{self._name}: no frame for {self._settings.silence_s:g} s")
-
-    def stop(self) -> None:
-        """The thread ends at its next packet or time limit."""
-        self._stopping = True
-        with self._changed:
-            self._queue.clear()
-
-    def run(self) -> None:
-        """The thread: open, read, decode, until stopped or failed."""
-        failure: SourceError = SourceLost(f"{self._name}: the reader stopped")
+    def _told(self, do: Callable[[], T], limit_s: float) -> T:
+        """What FFmpeg does, its errors in words of ours. Theirs hold the URL, so not even the context keeps them."""
+        failure: SourceError
         try:
-            self._read_all()
-            failure = SourceLost(f"{self._name}: the stream ended")
-        except SourceError as error:
-            failure = error
+            return do()
         except FFmpegError as error:
-            failure = self._failure_of(error)
-        finally:
-            with self._changed:
-                self._failure = failure
-                self._changed.notify_all()
-
-    def _failure_of(self, error: FFmpegError) -> SourceError:
-        """What FFmpeg's error means. One that its time limit cut off calls itself by any name, so the clock decides."""
-        limit_s = self._settings.silence_s if self._opened else self._settings.open_timeout_s
-        if isinstance(error, av.error.ExitError) or time.monotonic() - self._heard_s >= limit_s:
-            return SourceTimeout(f"{self._name}: no {'frame' if self._opened else 'answer'} for {limit_s:g} s")
-        return SourceLost(f"{self._name}: {(error.strerror or type(error).__name__).lower()}")
-
-    def _read_all(self) -> None:
-        limits = self._settings.open_timeout_s, self._settings.silence_s + READ_RESERVE_S
-        with closing(av.open(self._settings.url, options=OPTIONS, timeout=limits)) as container:
-            stream = self._video(container)
-            decoder = Decoder(stream, threads=2)
-            freshness = Freshness()
-            self._heard_s = self._key_frame_s = time.monotonic()
-            self._opened = True
-            for packet in container.demux(stream):
-                if self._stopping or packet.size == 0:  # an empty packet asks to flush: what comes then is late
-                    return
-                self._feed(packet, decoder, freshness)
+            timed_out = isinstance(error, av.error.ExitError) or time.monotonic() - self._heard_s >= limit_s
+            if timed_out:  # a read that its time limit cut off calls itself by any name, so the clock decides
+                what = "no answer" if self._decoder is None else "no frame"
+                failure = SourceTimeout(f"{self._name}: {what} for {limit_s:g} s")
+            else:
+                failure = SourceLost(f"{self._name}: {(error.strerror or type(error).__name__).lower()}")
+        raise failure
 
     def _video(self, container: InputContainer) -> VideoStream:
         if not container.streams.video:
@@ -216,20 +148,44 @@ class _Link:
             raise SourceLost(f"{self._name}: sends video of a kind that cannot be decoded here")
         return stream
 
-    def _feed(self, packet: Packet[VideoStream], decoder: Decoder, freshness: Freshness) -> None:
-        arrived_ns, arrived_utc_ns = time.monotonic_ns(), time.time_ns()
+    def _feed(self, packet: Packet[VideoStream], decoder: Decoder) -> None:
+        now_ns = time.monotonic_ns()
         pts_s = None if packet.pts is None else float(packet.pts * packet.time_base)
-        fresh = freshness.is_fresh(arrived_ns / 1e9, pts_s)
+        # The first bytes of this frame are what made the parser give the last one away.
+        arrived_ns = self._handed_ns if self._parsed and self._handed_ns is not None else now_ns
+        self._handed_ns = now_ns
+        self._clock.heard(arrived_ns, pts_s, self._rtcp_utc_ns(packet))
+        fresh = self._freshness.is_fresh(now_ns / 1e9, pts_s)
         for picture in decoder.decode(packet):
             self._check_size(picture.raw)
             if decoder.damage != NO_KEY_FRAME:
-                self._put(picture, arrived_ns, arrived_utc_ns, fresh=fresh)
+                self._ready.append(self._arrival(picture, arrived_ns, fresh=fresh))
         self._check_key_frames(decoder)
+
+    def _rtcp_utc_ns(self, packet: Packet[VideoStream]) -> int | None:
+        """The sender's wall clock at the exposure (RTCP, by FFmpeg's producer reference time).
+
+        The first of a connection comes with the frame before its own.
+        """
+        told = packet.get_sidedata("prft") if self._settings.trust_rtcp and packet.has_sidedata("prft") else None
+        had, self._had_rtcp = self._had_rtcp, told is not None
+        return struct.unpack_from("<q", bytes(told))[0] * 1000 if told is not None and had else None
+
+    def _arrival(self, picture: Picture, arrived_ns: int, *, fresh: bool) -> Arrival:
+        exposure = self._clock.exposure(arrived_ns, picture.pts_s)
+        lag_ns = arrived_ns - exposure.captured_ns
+        return Arrival(
+            load=partial(_load, self._upright, picture),
+            captured_ns=exposure.captured_ns,
+            captured_utc_ns=time.time_ns() - (time.monotonic_ns() - exposure.captured_ns),
+            time_kind=exposure.kind,
+            lag_ns=lag_ns,
+            pts_s=picture.pts_s,
+            fresh=fresh and exposure.waited_ns <= STALE_S * 1e9,
+        )
 
     def _check_key_frames(self, decoder: Decoder) -> None:
         now_s = time.monotonic()
-        if decoder.damage == NO_KEY_FRAME:
-            self._heard_s = now_s
         if decoder.damage is None:
             self._key_frame_s = now_s
         elif now_s - self._key_frame_s > KEY_FRAME_LIMIT_S:
@@ -245,16 +201,6 @@ class _Link:
             raise SourceLost(f"{self._name}: the frame size changed to {size[0]}x{size[1]} px")
         self._size_wh_px = size
 
-    def _put(self, picture: Picture, arrived_ns: int, arrived_utc_ns: int, *, fresh: bool) -> None:
-        arrival = _Arrival(index=self.next_index, picture=picture, arrived_ns=arrived_ns, arrived_utc_ns=arrived_utc_ns)
-        self._heard_s = arrived_ns / 1e9
-        with self._changed:
-            self.next_index += 1
-            if not fresh or self._stopping:
-                self.missed += 1
-                return
-            if len(self._queue) >= QUEUE_FRAMES:
-                self._queue.popleft()
-                self.missed += 1
-            self._queue.append(arrival)
-            self._changed.notify_all()
+
+def _load(upright: Upright, picture: Picture) -> tuple[PixelsU8 | None, str | None]:
+    return None if picture.raw is None else upright.pixels_bgr(picture.raw), picture.damage
