@@ -25,7 +25,12 @@ def overrun(trial: Trial) -> None:
 
 def _overrun_once(line: Line) -> bool:
     """The worker stops while it reads a bad part, capture puts a good one there, the worker goes on."""
-    orders, at_utc_s = line.daemon.orders, time.time()
+    orders, witness = line.daemon.orders, line.witness
+
+    def corrupt() -> int:
+        return sum(seen.reason == "frame_corrupt" for seen in witness.verdicts)
+
+    before = corrupt()
     orders.give("stop-reading")
     if not line.witness.until(lambda: orders.read("stopped") is not None, 10.0):
         raise Broken("the worker never looked at a bad part")
@@ -38,7 +43,7 @@ def _overrun_once(line: Line) -> bool:
     resume(line, "worker")
     if not overwritten:
         raise Broken("the writer had no good part within 5 s")
-    return line.answered(at_utc_s, "frame_corrupt", 8.0) is not None
+    return witness.until(lambda: corrupt() > before, 8.0)
 
 
 def resume(line: Line, child: str) -> None:

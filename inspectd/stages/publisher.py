@@ -7,7 +7,6 @@ publish, mark as answered. Deadlines and heartbeats bound how long a turn may wa
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -210,13 +209,17 @@ class Publisher:
                 self._metrics.late_results.inc()
 
     def _take_picture(self, parts: list[bytes]) -> None:
-        head = json.loads(parts[1])
-        name, seq = self._table.cameras[head["camera"]], head["seq"]
-        if head["what"] == wire.Extra.EVIDENCE:
-            self._evidence.offer(self._session, name, seq, parts[2], shed_before=head["shed"])
+        try:
+            head, picture = wire.picture_from_parts(parts)
+            name = self._table.cameras[head.camera]
+        except (TransportError, IndexError) as error:
+            get_logger().error("picture_refused", error=str(error))
             return
-        body = wire.preview_body(self._session, name, seq, tuple(head["size_wh_px"]))
-        self._verdicts.send(wire.preview_topic(name), body, parts[2])
+        if head.what is wire.Extra.EVIDENCE:
+            self._evidence.offer(self._session, name, head.seq, picture, shed_before=head.shed)
+            return
+        body = wire.preview_body(self._session, name, head.seq, head.size_wh_px)
+        self._verdicts.send(wire.preview_topic(name), body, picture)
 
     def _notice_lost_work(self, now_ns: int) -> None:
         """What a dead worker held, and results that were sent but never came, become errors at once."""

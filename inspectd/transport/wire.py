@@ -7,13 +7,14 @@ leave the process as something that a reader takes for a number.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from inspectd.errors import TransportError
 from inspectd.records import (
@@ -61,6 +62,17 @@ class Extra(StrEnum):
 
     PREVIEW = "preview"
     EVIDENCE = "evidence"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureHead:
+    """What a picture is of. `size_wh_px` comes with a preview, `shed` (pictures given up before) with evidence."""
+
+    what: Extra
+    camera: Annotated[int, Field(ge=0)]
+    seq: int
+    size_wh_px: tuple[int, int] = (0, 0)
+    shed: int = 0
 
 
 TOPIC_ROOTS = ("verdict/", "heartbeat/", "event/", "preview/")
@@ -273,7 +285,22 @@ def result_from_bytes(body: bytes) -> Result:
         raise TransportError(f"not a worker's result: {' '.join(str(error).split())[:200]}") from error
 
 
+def picture_from_parts(parts: Sequence[bytes]) -> tuple[PictureHead, bytes]:
+    """The picture that a worker sent beside its results.
+
+    Raises:
+        TransportError: the parts are not a picture.
+    """
+    if len(parts) != 3:
+        raise TransportError(f"not a worker's picture: {len(parts)} parts")
+    try:
+        return _PICTURE_HEAD.validate_json(parts[1]), parts[2]
+    except ValueError as error:
+        raise TransportError(f"not a worker's picture: {' '.join(str(error).split())[:200]}") from error
+
+
 _RESULT = TypeAdapter(Result)
+_PICTURE_HEAD = TypeAdapter(PictureHead)
 
 
 def _latency_body(latency: Latency) -> dict[str, float | None]:

@@ -102,6 +102,22 @@ def test_nest_too_deep_to_read_is_no_result() -> None:
         wire.result_from_bytes(b"[" * 20_000)
 
 
+@pytest.mark.parametrize("head", [b"", b"[" * 20_000, b"{}", b'{"what": "preview", "camera": -1, "seq": 1}'])
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_junk_is_no_picture(head: bytes, count: int) -> None:
+    """Parts that are no picture of a worker's raise one kind of error (found by tools/faults.py)."""
+    with pytest.raises(TransportError):
+        wire.picture_from_parts([b"", head, *[b""] * 7][:count])
+
+
+def test_picture_comes_back_as_it_was_sent() -> None:
+    """What is told of a picture survives its way to the publisher."""
+    told = b'{"what": "evidence", "camera": 1, "seq": 7, "shed": 2}'
+    head, picture = wire.picture_from_parts([b"", told, b"jpeg"])
+    assert (head.what, head.camera, head.seq, head.shed) == (wire.Extra.EVIDENCE, 1, 7, 2)
+    assert picture == b"jpeg"
+
+
 @pytest.mark.parametrize(
     ("subscription", "admitted"),
     [
