@@ -21,7 +21,7 @@ from inspectd.quality import Look, fault, look
 from inspectd.recipe import QualityLimits, Recipe
 from inspectd.records import Decision, FailOn, Inspection, MapF32, ModelIdentity, PixelsU8, Reason
 from inspectd.regions import Regions, find_regions
-from inspectd.viewport import MaskBool, Viewport, frame_size_error, stitch, viewport
+from inspectd.viewport import MaskBool, Viewport, frame_size_error, nearest_kinds, stitch, viewport
 
 _MOST_TILES_KEPT = 64
 """Windows of a frame with more tiles are not kept: 3 MB a tile and camera with the default backbone."""
@@ -31,12 +31,14 @@ _VIEWPORTS_KEPT = 16
 
 class ScoredCrop(Protocol):
     """A detector's word on one crop: `score`, larger is more anomalous, perhaps not finite; `map (G, G) float32`, None
-    where the detector gives none."""
+    where the detector gives none; `defects (K, G, G)`, how near a patch is to each of the recipe's kinds of defects."""
 
     @property
     def score(self) -> float: ...
     @property
     def map(self) -> MapF32 | None: ...
+    @property
+    def defects(self) -> MapF32 | None: ...
 
 
 class CropDetector(Protocol):
@@ -99,6 +101,7 @@ class Measurement:
     look: Look | None
     scores: tuple[float, ...]
     grid_maps: tuple[MapF32 | None, ...]
+    grid_defects: tuple[MapF32 | None, ...]
 
     @property
     def score(self) -> float:
@@ -259,7 +262,10 @@ class Inspector:
         for frame in crops:
             own = [next(scored) for _ in frame.view.tiles]
             scores, maps = tuple(one.score for one in own), tuple(one.map for one in own)
-            measured.append(Measurement(view=frame.view, look=frame.look, scores=scores, grid_maps=maps))
+            kinds = tuple(one.defects for one in own)
+            measured.append(
+                Measurement(view=frame.view, look=frame.look, scores=scores, grid_maps=maps, grid_defects=kinds)
+            )
         return measured
 
     def _memories(self, frame: Crops) -> Sequence[Any]:
@@ -324,7 +330,18 @@ class Inspector:
         if not hot or anomaly_map is None:
             return anomaly_map, Regions()
         filters, origin = self._recipe.filters, measured.view.origin_xy_px
-        return anomaly_map, find_regions(anomaly_map, measured.roi, pixel_threshold, filters, origin)
+        found = find_regions(anomaly_map, measured.roi, pixel_threshold, filters, origin)
+        return anomaly_map, self._named(found, measured)
+
+    def _named(self, found: Regions, measured: Measurement) -> Regions:
+        """The regions with the kind of defect that each is nearest to, where the recipe names kinds."""
+        names = list(self._recipe.prompts.defects)
+        if not names or found.mask is None:
+            return found
+        kinds = nearest_kinds(measured.view, measured.grid_defects, found.mask.labels, found.mask.origin_xy_px)
+        named = zip(found.regions, kinds, strict=True)
+        regions = (replace(region, defect=None if kind is None else names[kind]) for region, kind in named)
+        return replace(found, regions=tuple(regions))
 
     def _viewport(self, size_wh_px: tuple[int, int]) -> Viewport:
         found = self._viewports.get(size_wh_px)

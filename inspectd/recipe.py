@@ -22,6 +22,7 @@ MOST_VOTES = 8
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"\S")]
+DefectName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9 _-]{0,31}$")]
 Prompt = Annotated[str, Field(min_length=2, max_length=200, pattern=r"\{\}")]
 
 
@@ -31,6 +32,17 @@ class Prompts(Strict):
     normal: list[Prompt] = Field(default_factory=list, max_length=64)
     anomalous: list[Prompt] = Field(default_factory=list, max_length=64)
     templates: list[Prompt] = Field(default_factory=list, max_length=64)
+    defects: dict[DefectName, Annotated[list[Prompt], Field(min_length=1, max_length=64)]] = Field(
+        default_factory=dict, max_length=32
+    )
+    """Kinds of defects, each in its own words; a region then says which one it is nearest to. They decide nothing."""
+
+    @field_validator("defects")
+    @classmethod
+    def _kinds(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        if len(value) == 1:
+            raise ValueError("expected at least two kinds: a region is named by the nearest of them")
+        return value
 
 
 class Model(Strict):
@@ -244,6 +256,8 @@ class RecipeFile(Strict):
             raise ValueError('vote.rule = "mean" is of scores; decision.fail_on must be "score"')
         if self.detector.kind == "clip-ac" and self.decision.fail_on is not FailOn.SCORE:
             raise ValueError('detector.kind = "clip-ac" gives no regions; decision.fail_on must be "score"')
+        if self.prompts.defects and (self.detector.kind != "winclip" or self.detector.mode == "image_only"):
+            raise ValueError("prompts.defects names regions, and this detector gives none")
         return self
 
 

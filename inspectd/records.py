@@ -143,7 +143,10 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """One anomalous region in full-frame pixels, origin at the top left, x before y. `id` is its label in the mask."""
+    """One anomalous region in full-frame pixels, origin at the top left, x before y. `id` is its label in the mask.
+
+    `defect` is the kind that the recipe's prompts call nearest, None where it names no kinds; it decides nothing.
+    """
 
     id: int
     bbox_xywh_px: tuple[int, int, int, int]
@@ -151,6 +154,7 @@ class Region:
     centroid_xy_px: tuple[float, float]
     score_max: float
     score_mean: float
+    defect: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -195,6 +195,42 @@ def stitch(view: Viewport, grid_maps: Sequence[MapF32 | None]) -> MapF32 | None:
     return np.divide(total, weights, out=total, where=weights > 0)
 
 
+def nearest_kinds(
+    view: Viewport, grids: Sequence[MapF32 | None], labels: PixelsU8, origin_xy_px: tuple[int, int]
+) -> list[int | None]:
+    """For each region the kind that its pixels are nearest to on average; None where no tile says anything.
+
+    Args:
+        grids: for each tile how near each patch is to each of K kinds, `(K, G, G)`, or None.
+        labels: `(h, w)`, 0 or the region's number from 1, its corner at `origin_xy_px` in the frame.
+    """
+    offset = origin_xy_px[0] - view.origin_xy_px[0], origin_xy_px[1] - view.origin_xy_px[1]
+    said = [(tile, grid) for tile, grid in zip(view.tiles, grids, strict=True) if grid is not None]
+    regions = int(labels.max())
+    if not said:
+        return [None] * regions
+    nearness = np.zeros((regions, len(said[0][1])))
+    for tile, grid in said:
+        counts = _patch_counts(labels, offset, tile.xywh_px, (grid.shape[1], grid.shape[2]))
+        nearness += counts[1:] @ grid.reshape(len(grid), -1).T
+    return [int(row.argmax()) if row.any() else None for row in nearness]
+
+
+def _patch_counts(
+    labels: PixelsU8, offset_xy_px: tuple[int, int], tile_xywh_px: tuple[int, int, int, int], grid_hw: tuple[int, int]
+) -> NDArray[np.intp]:
+    """How many pixels of each label lie in each patch of a tile: `(1 + regions, P)`, the background uncounted."""
+    x, y, w, h = tile_xywh_px
+    left, top = x - offset_xy_px[0], y - offset_xy_px[1]  # of the tile, as the labels count
+    first_x, first_y = max(0, left), max(0, top)
+    rows, columns = np.nonzero(labels[first_y : max(0, top + h), first_x : max(0, left + w)])
+    own = labels[rows + first_y, columns + first_x].astype(np.intp)
+    patch = _patch_of(rows + first_y - top, h, grid_hw[0]) * grid_hw[1]
+    patch += _patch_of(columns + first_x - left, w, grid_hw[1])
+    shape = int(labels.max()) + 1, grid_hw[0] * grid_hw[1]
+    return np.bincount(own * shape[1] + patch, minlength=shape[0] * shape[1]).reshape(shape)
+
+
 def upsample(grid_map: MapF32, size_hw_px: tuple[int, int]) -> MapF32:
     """A map at the grid's resolution as `(h, w)` pixels: bilinear, half-pixel centres (torch's `align_corners=False`,
     to rounding, at a tenth of its time)."""

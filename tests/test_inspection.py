@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -231,6 +232,28 @@ def test_tiles_are_scored_by_the_worst_or_alike(tmp_path: Path, combine: str, sc
     frame[:, 40:] = 204
     (measured,) = Inspector(recipe, BrightDetector()).measure_frames([frame])
     assert measured.score == pytest.approx(score)
+
+
+class NamingDetector(BrightDetector):
+    """Finds the left half of every crop nearest to the first kind, the right half to the second."""
+
+    def _one(self, crop, region):
+        kinds = np.zeros((2, *self.grid_hw), np.float32)
+        kinds[0, :, : self.grid_hw[1] // 2] = kinds[1, :, self.grid_hw[1] // 2 :] = 1.0
+        return replace(super()._one(crop, region), defects=kinds)
+
+
+def test_regions_say_which_kind_of_defect_they_are_nearest_to(tmp_path: Path):
+    """The name is the recipe's, largest region first; decision and score are those of a recipe without kinds."""
+    text = '[prompts.defects]\nscratch = ["scratched {}"]\ndent = ["dented {}"]'
+    frame = dark_frame(64, 48)
+    frame[10:20, 4:12] = frame[10:40, 50:60] = 255
+    (named,) = Inspector(bright_recipe(tmp_path, text), NamingDetector((48, 64))).inspect([frame])
+    (plain,) = Inspector(bright_recipe(tmp_path), NamingDetector((48, 64))).inspect([frame])
+    assert [region.defect for region in named.regions] == ["dent", "scratch"]
+    assert [region.defect for region in plain.regions] == [None, None]
+    assert [replace(region, defect=None) for region in named.regions] == list(plain.regions)
+    assert (named.decision, named.score) == (plain.decision, plain.score)
 
 
 class MemoryDetector(BrightDetector):

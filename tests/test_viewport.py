@@ -11,7 +11,7 @@ from tests_inspection import bright_recipe
 
 from inspectd.errors import SourceError
 from inspectd.recipe import Tiling
-from inspectd.viewport import frame_size_error, polygon_mask, stitch, tile_boxes, upsample, viewport
+from inspectd.viewport import frame_size_error, nearest_kinds, polygon_mask, stitch, tile_boxes, upsample, viewport
 
 GRID = (15, 15)
 
@@ -158,6 +158,30 @@ def test_tiles_of_the_short_side_cover_wide_and_high_boxes_and_leave_a_square_wh
     assert tile_boxes((100, 40), tiling) == [(0, 0, 40, 40), (40, 0, 40, 40), (60, 0, 40, 40)]
     assert tile_boxes((40, 70), tiling) == [(0, 0, 40, 40), (0, 30, 40, 40)]
     assert tile_boxes((50, 50), tiling) == [(0, 0, 50, 50)]
+
+
+def test_regions_are_named_by_the_patches_that_they_lie_in(tmp_path: Path):
+    """A region takes the kind that most of its pixels are near to, over all tiles that see it, wherever the box is."""
+    text = "[region]\npolygon_px = [[10, 20], [70, 20], [70, 60], [10, 60]]\n"
+    view = viewport(bright_recipe(tmp_path, text + "[tiling]\ntile_px = 40\noverlap = 0.5"), (100, 80), GRID)
+    left, right = (np.full((2, *GRID), 0.1, np.float32) for _ in range(2))
+    left[0], right[1] = 0.9, 0.9
+    labels = np.zeros((30, 60), np.uint8)
+    labels[5:20, :10], labels[5:20, 50:] = 1, 2
+    assert [tile.xywh_px[0] for tile in view.tiles] == [0, 20]
+    assert nearest_kinds(view, [left, right], labels, (10, 25)) == [0, 1]
+    assert nearest_kinds(view, [left, None], labels, (10, 25)) == [0, None]
+    assert nearest_kinds(view, [None, None], labels, (10, 25)) == [None, None]
+
+
+def test_kind_follows_the_patch_and_not_the_tile(tmp_path: Path):
+    """Two regions of one tile over patches of two kinds have two names."""
+    view = viewport(bright_recipe(tmp_path), (60, 45), GRID)
+    grid = np.zeros((3, *GRID), np.float32)
+    grid[1, :, :7], grid[2, :, 8:] = 0.7, 0.6
+    labels = np.zeros((10, 60), np.uint8)
+    labels[:, 2:20], labels[:, 40:50] = 2, 1
+    assert nearest_kinds(view, [grid], labels, (0, 30)) == [2, 1]
 
 
 def test_a_constant_map_stays_constant_with_tiles_left_out(tmp_path: Path):

@@ -23,6 +23,7 @@ class Brightness:
 
     score: float
     map: NDArray[np.float32] | None
+    defects: NDArray[np.float32] | None = None
 
 
 class BrightDetector:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -16,10 +16,10 @@ from inspectd.detect.clip import TextTower, VisionTower
 from inspectd.detect.gemm import Precision, has_int8
 from inspectd.detect.identity import Facts
 from inspectd.detect.preprocess import Resize
-from inspectd.detect.prompts import ANOMALIB_TEMPLATES, Prompts, compose
+from inspectd.detect.prompts import ANOMALIB_TEMPLATES, Prompts, compose, compose_defects
 from inspectd.detect.reuse import ReuseRule
 from inspectd.detect.scoring import FewShotMap
-from inspectd.detect.text import TextAverage, embed_prompts
+from inspectd.detect.text import TextAverage, embed_classes
 from inspectd.detect.weights import WeightsFile, find
 from inspectd.detect.winclip import LEAST_SCORE, Detector, Mode, PatchFeature, WinclipConfig
 from inspectd.errors import ConfigError
@@ -65,13 +65,16 @@ def build_detector(
     tower = _towers.get(key) or VisionTower(checkpoint, weights.architecture.vision, device=chosen, precision=exactly)
     _towers[key] = tower
 
-    def embed() -> dict[str, torch.Tensor]:
+    def embed(classes: Iterable[Sequence[str]]) -> dict[str, torch.Tensor]:
         text_tower = TextTower(checkpoint, weights.architecture.text, device=chosen)
         with torch.inference_mode():
-            return {"text": embed_prompts(text_tower, prompts, config.text_average, beat)}
+            return {"text": embed_classes(text_tower, classes, config.text_average, beat)}
 
-    text = cache.get(facts.text_key(), embed)["text"]
-    return Detector(tower, text, config, facts=facts, cache=cache, reuse=_reuse(recipe, exactly), beat=beat)
+    text = cache.get(facts.text_key(), lambda: embed([prompts.normal, prompts.anomalous]))["text"]
+    kinds = compose_defects(recipe.objects, recipe.prompts.defects, templates=_templates(recipe))
+    defects = cache.get(facts.defects_key(kinds), lambda: embed(kinds.values()))["text"] if kinds else None
+    reuse = _reuse(recipe, exactly)
+    return Detector(tower, text, config, facts=facts, cache=cache, defects=defects, reuse=reuse, beat=beat)
 
 
 def use_threads(threads: int | None) -> None:
@@ -156,11 +159,12 @@ def _reuse(recipe: Recipe, precision: Precision) -> ReuseRule | None:
 
 def _prompts(recipe: Recipe) -> Prompts:
     own = recipe.prompts
+    return compose(recipe.objects, normal=own.normal, anomalous=own.anomalous, templates=_templates(recipe))
+
+
+def _templates(recipe: Recipe) -> Sequence[str]:
     chosen = recipe.detector.templates or recipe.detector.profile
-    standard = ANOMALIB_TEMPLATES if chosen == "anomalib" else ()
-    return compose(
-        recipe.objects, normal=own.normal, anomalous=own.anomalous, templates=tuple(own.templates) or standard
-    )
+    return recipe.prompts.templates or (ANOMALIB_TEMPLATES if chosen == "anomalib" else ())
 
 
 def _facts(

@@ -43,6 +43,11 @@ class Facts:
         """The cache key of the two text embeddings, which are computed in fp32 always."""
         return _sha256(["text", self.weights_sha256, self.architecture, self.prompts, self.config["text_average"]])
 
+    def defects_key(self, defects: Mapping[str, Any]) -> str:
+        """The cache key of the kinds of defects. They are no part of the identity: they label, and change no score."""
+        average = self.config["text_average"]
+        return _sha256(["defects", self.weights_sha256, self.architecture, list(defects.items()), average])
+
     def references_key(self, references_sha256: str) -> str:
         """The cache key of a reference bank."""
         return _sha256(["references", *self._tower(), self.config, references_sha256])

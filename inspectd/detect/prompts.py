@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 NORMAL_STATES = (
@@ -39,6 +39,17 @@ class Prompts:
 
     normal: tuple[str, ...]
     anomalous: tuple[str, ...]
+
+
+def compose_defects(
+    names: Sequence[str], defects: Mapping[str, Sequence[str]], *, templates: Sequence[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """The prompts of each kind of defect: its states of every name in every template.
+
+    >>> compose_defects(["cap"], {"scratch": ["{} with a scratch"]}, templates=["a {}."])
+    {'scratch': ('a cap with a scratch.',)}
+    """
+    return {kind: compose(names, normal=states, templates=templates).normal for kind, states in defects.items()}
 
 
 def compose(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from types import ModuleType
 
@@ -26,7 +26,12 @@ class TextAverage(StrEnum):
 
 def embed_prompts(tower: TextTower, prompts: Prompts, average: TextAverage, beat: Beat) -> Tensor:
     """`(2, E) fp32`, unit length: the normal and the anomalous class."""
-    return torch.stack([_class_embedding(tower, texts, average, beat) for texts in (prompts.normal, prompts.anomalous)])
+    return embed_classes(tower, (prompts.normal, prompts.anomalous), average, beat)
+
+
+def embed_classes(tower: TextTower, classes: Iterable[Sequence[str]], average: TextAverage, beat: Beat) -> Tensor:
+    """`(K, E) fp32`, unit length: the mean of each class's prompts."""
+    return torch.stack([_class_embedding(tower, texts, average, beat) for texts in classes])
 
 
 def _class_embedding(tower: TextTower, texts: Sequence[str], average: TextAverage, beat: Beat) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from inspectd.detect.architecture import VisionShape
 from inspectd.detect.cache import EmbeddingCache
 from inspectd.detect.clip import Beat, Group, VisionTower
+from inspectd.detect.defects import defect_maps
 from inspectd.detect.gemm import Precision
 from inspectd.detect.identity import Facts, hash_pixels
 from inspectd.detect.preprocess import Resize, normalised, prepare, squashed
@@ -90,11 +91,13 @@ class Scored:
 
     `score` is the image score, larger is more anomalous; it may be NaN or infinite, and the caller must gate that.
     `map (G, G) float32` is the anomaly map at the grid's resolution, 0 where no window was asked for; None where none
-    was computed (`upsample_map` brings it to pixels).
+    was computed (`upsample_map` brings it to pixels). `defects (K, G, G)` says how near each patch is to each kind of
+    defect, where the recipe names some and there is a map.
     """
 
     score: float
     map: NDArray[np.float32] | None
+    defects: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,15 +121,18 @@ class Detector:
         *,
         facts: Facts,
         cache: EmbeddingCache | None = None,
+        defects: Tensor | None = None,
         reuse: ReuseRule | None = None,
         beat: Beat = lambda: None,
     ) -> None:
-        """`text (2, E)`: the directions of t- and t+. `beat` is called between blocks, several times a second."""
+        """`text (2, E)`: the directions of t- and t+; `defects (K, E)`: those of the kinds of defects; `beat` is
+        called between blocks, several times a second."""
         self.identity = facts.identity()
         self.config = config
         self._facts, self._cache, self._beat = facts, cache or EmbeddingCache(None), beat
         self.tower, self._text = tower, functional.normalize(text.to(tower.device), dim=-1)
         self._references: References | None = None
+        self._defects = None if defects is None else functional.normalize(defects.to(tower.device), dim=-1)
         self._reuse = reuse
         grid_hw = tower.shape.grid_hw
         self.window_patches = [
@@ -283,17 +289,16 @@ class Detector:
     ) -> list[Scored]:
         tokens = self.tower.tokens(normalised(grey, self.shape))
         if self.config.mode is Mode.FULL and self.window_patches:
-            scores, maps = self._full(tokens, inside, grey, memories)
-            return [Scored(*one) for one in zip(scores.tolist(), self._grid(maps), strict=True)]
+            return self._full(tokens, inside, grey, memories)
         image = self._features(tokens, [], with_patches=False).image
         scores = anomalous_share(image, self._text, self.config.temperature)
         chosen = self._to_localise(scores, localise_from)
-        found: list[NDArray[np.float32] | None] = [None] * len(scores)
+        found = [Scored(score, None) for score in scores.tolist()]
         if chosen:
-            _, maps = self._full(tokens[chosen], inside[chosen], grey[chosen], [memories[at] for at in chosen])
-            for index, grid_map in zip(chosen, self._grid(maps), strict=True):
-                found[index] = grid_map
-        return [Scored(*one) for one in zip(scores.tolist(), found, strict=True)]
+            full = self._full(tokens[chosen], inside[chosen], grey[chosen], [memories[at] for at in chosen])
+            for index, one in zip(chosen, full, strict=True):
+                found[index] = replace(one, score=found[index].score)
+        return found
 
     def _to_localise(self, scores: Tensor, localise_from: float | None) -> list[int]:
         if self.config.mode is not Mode.LOCALISE_ON_FAIL or not self.window_patches:
@@ -302,8 +307,8 @@ class Detector:
 
     def _full(
         self, tokens: Tensor, inside: Tensor, grey: Tensor, memories: Sequence[WindowMemory | None]
-    ) -> tuple[Tensor, Tensor]:
-        """Image scores `(N,)` and maps `(N, P)`, of all windows that the patches inside need."""
+    ) -> list[Scored]:
+        """Image scores and maps, of all windows that the patches inside need."""
         needed = self._needed(inside)
         chosen = [covering(needed, patches) for patches in self.window_patches]
         recall = Recall(memories, grey, chosen, self.shape, self.window_patches)
@@ -316,7 +321,24 @@ class Detector:
             few_shot = self._few_shot(features, chosen, self._references)
             scores = (scores + few_shot.masked_fill(~inside, -torch.inf).amax(dim=1)) / 2
             maps = (maps + few_shot) / 2
-        return scores, maps.masked_fill(~needed, 0.0)
+        grids = self._grid(maps.masked_fill(~needed, 0.0))
+        defects = self._defect_grids(features.windows, chosen)
+        return [Scored(*one) for one in zip(scores.tolist(), grids, defects, strict=True)]
+
+    def _defect_grids(
+        self, windows: Sequence[Tensor], chosen: Sequence[Tensor]
+    ) -> Sequence[NDArray[np.float32] | None]:
+        if self._defects is None:
+            return [None] * len(chosen[0])
+        maps = defect_maps(
+            windows,
+            chosen,
+            self.window_patches,
+            self._defects,
+            temperature=self.config.temperature,
+            patch_count=self.shape.patch_count,
+        )
+        return list(maps.view(*maps.shape[:2], *self.grid_hw).cpu().numpy())
 
     def _few_shot(self, features: Features, chosen: Sequence[Tensor], references: References) -> Tensor:
         """Fs `(N, P)`: association of patches and windows with the references (WinCLIP, equations 4 and 5)."""

@@ -86,6 +86,20 @@ def test_identity_changes_with_all_that_can_change_a_score(tmp_path: Path, text:
     assert make(tmp_path, text).identity.sha256 != make(tmp_path).identity.sha256
 
 
+def test_kinds_of_defects_are_embedded_once_and_are_no_part_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Naming kinds asks for no new calibration; a second start encodes nothing; other words for a kind are encoded."""
+    text = '[prompts.defects]\nscratch = ["scratched {}"]\n"torn label" = ["{} with a torn label", "torn {}"]'
+    first = make(tmp_path, text, cache_dir=tmp_path / "cache")
+    assert first.identity == make(tmp_path).identity
+    assert first.score(some_crops(1))[0].defects.shape == (2, 5, 5)
+    monkeypatch.setattr(build, "TextTower", lambda *_, **__: pytest.fail("encoded again"))
+    assert torch.equal(make(tmp_path, text, cache_dir=tmp_path / "cache")._defects, first._defects)
+    with pytest.raises(pytest.fail.Exception, match="encoded again"):
+        make(tmp_path, text.replace("torn {}", "ripped {}"), cache_dir=tmp_path / "cache")
+
+
 def test_exact_reuse_is_the_same_model_and_its_tolerance_is_not(tmp_path: Path):
     """Reuse of equal pixels changes no score; with a tolerance, how often all is refreshed does."""
     exact = make(tmp_path, "[detector]\nreuse = true")
@@ -173,6 +187,23 @@ def test_8_bits_are_refused_where_their_sums_would_overflow(monkeypatch: pytest.
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(ConfigError, match="'int8' is not for this cpu device; use fp32, bf16 or auto"):
         build.choose_precision("int8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[prompts.defects]\nscratch = ["scratched {}"]', "prompts.defects: .*at least two kinds"),
+        ('[prompts.defects]\nscratch = ["scratched {}"]\ndent = ["dented"]', r"prompts.defects.dent.0: .*'dented'"),
+        ('[prompts.defects]\nA = ["scratched {}"]\nb = ["dented {}"]', "prompts.defects"),
+        ('[prompts.defects]\na = []\nb = ["dented {}"]', "prompts.defects.a"),
+        ('[prompts.defects]\na = ["a {}"]\nb = ["b {}"]\n[detector]\nkind = "clip-ac"', "gives none"),
+    ],
+)
+def test_kinds_that_name_nothing_are_refused(tmp_path: Path, text: str, message: str):
+    """A single kind, words without the object, a name that is none, a detector without regions."""
+    with pytest.raises(ConfigError, match=message) as error:
+        make(tmp_path, text)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""Which kind of defect a patch looks like most: a label for regions, which decides nothing.
+
+Letters: N frames, P patches, W windows of one scale, S windows that were computed, K kinds of defects, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from inspectd.detect.windows import harmonic
+
+
+def defect_maps(
+    windows: Sequence[Tensor],
+    chosen: Sequence[Tensor],
+    window_patches: Sequence[Tensor],
+    kinds: Tensor,
+    *,
+    temperature: float,
+    patch_count: int,
+) -> Tensor:
+    """How near each patch is to each kind, `(N, K, P)`: the softmax over the kinds alone, put together as scores are.
+
+    Windows go to patches by the harmonic mean (WinCLIP, equation 3), scales by another. The whole image has no say, for
+    two regions of one frame may be of two kinds.
+
+    Args:
+        windows: for each scale the embeddings `(S, E)` of the `chosen (N, W) bool`.
+        kinds: `(K, E)`, the directions of the kinds' prompts.
+    """
+    inverse = []
+    for embeddings, mask, patches in zip(windows, chosen, window_patches, strict=True):
+        shares = (functional.normalize(embeddings, dim=-1) @ kinds.T / temperature).softmax(dim=-1)
+        whole = torch.full((*mask.shape, len(kinds)), 1 / len(kinds), device=mask.device)
+        whole = whole.masked_scatter(mask[..., None].expand_as(whole), shares)
+        by_kind = whole.transpose(1, 2).flatten(0, 1)
+        inverse.append(harmonic(by_kind, patches, patch_count).reciprocal())
+    return (len(inverse) / torch.stack(inverse).sum(dim=0)).view(len(chosen[0]), len(kinds), patch_count)

@@ -1,0 +1,75 @@
+"""Kinds of defects: where a patch is nearest to which, and what that leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests_detect import FACTS, open_tower, some_crops, write_model
+
+from inspectd.detect.defects import defect_maps
+from inspectd.detect.winclip import Detector, Mode, WinclipConfig
+from inspectd.detect.windows import harmonic, window_patches
+
+PATCHES = [window_patches((5, 5), scale) for scale in (2, 3)]
+COUNTS = [len(patches) for patches in PATCHES]
+
+
+def test_patch_is_nearest_to_the_kind_of_the_windows_that_hold_it():
+    """Windows that look like one kind in the left, like another in the right, label their sides."""
+    kinds, embeddings = torch.eye(3), []
+    for side in (4, 3):
+        scale = torch.zeros(side, side, 3)
+        scale[:, : side // 2, 0] = scale[:, side // 2 :, 2] = 1.0
+        embeddings.append(scale.flatten(0, 1))
+    every = [torch.ones(1, count, dtype=torch.bool) for count in COUNTS]
+    found = defect_maps(embeddings, every, PATCHES, kinds, temperature=0.07, patch_count=25)
+    nearest = found.argmax(dim=1).view(5, 5)
+    assert (nearest[:, 0] == 0).all()
+    assert (nearest[:, 4] == 2).all()
+
+
+def test_maps_are_the_harmonic_means_of_each_kind():
+    """Each kind's share goes to patches and over scales by the aggregation of the scores."""
+    random = torch.Generator().manual_seed(2)
+    embeddings = [torch.randn(2 * count, 6, generator=random) for count in COUNTS]
+    kinds = torch.nn.functional.normalize(torch.randn(4, 6, generator=random), dim=-1)
+    every = [torch.ones(2, count, dtype=torch.bool) for count in COUNTS]
+    found = defect_maps(embeddings, every, PATCHES, kinds, temperature=0.5, patch_count=25)
+    unit = [torch.nn.functional.normalize(rows, dim=-1) for rows in embeddings]
+    shares = [(rows @ kinds.T / 0.5).softmax(dim=1)[:, 3] for rows in unit]
+    maps = [harmonic(own.view(2, -1), patches, 25) for own, patches in zip(shares, PATCHES, strict=True)]
+    assert found.shape == (2, 4, 25)
+    assert found[:, 3] == pytest.approx(2 / (1 / maps[0] + 1 / maps[1]), rel=1e-5)
+
+
+def detector_of(folder: Path, defects: torch.Tensor | None, **settings) -> Detector:
+    tower = open_tower(*write_model(folder))
+    text = torch.randn(2, tower.shape.embedding, generator=torch.Generator().manual_seed(4))
+    return Detector(tower, text, WinclipConfig(**settings), facts=FACTS, defects=defects)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_kinds_change_no_score_and_no_map(tmp_path: Path, shots: int):
+    """A detector with kinds says of every crop what it says without, and how near patches are to each kind."""
+    kinds = torch.randn(3, 24, generator=torch.Generator().manual_seed(5))
+    plain, naming = detector_of(tmp_path / "a", None), detector_of(tmp_path / "b", kinds)
+    for detector in (plain, naming):
+        detector.enroll(some_crops(shots, seed=9))
+    for one, other in zip(plain.score(some_crops(3)), naming.score(some_crops(3)), strict=True):
+        assert (one.score, one.defects) == (other.score, None)
+        assert np.array_equal(one.map, other.map)
+        assert other.defects.shape == (3, 5, 5)
+        assert ((other.defects > 0) & (other.defects < 1)).all()
+
+
+def test_only_frames_with_a_map_have_kinds(tmp_path: Path):
+    """In `localise_on_fail` a frame that passes has neither."""
+    detector = detector_of(tmp_path, torch.randn(2, 24), mode=Mode.LOCALISE_ON_FAIL)
+    crops = some_crops(2)
+    bar = max(one.score for one in detector.score(crops))
+    found = detector.score(crops, localise_from=bar)
+    assert sorted(one.defects is None for one in found) == [False, True]
+    assert all((one.map is None) == (one.defects is None) for one in found)
