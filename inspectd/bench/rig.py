@@ -223,6 +223,7 @@ class Ready:
 
     score: float
     map: MapF32
+    defects: MapF32 | None = None
 
 
 class ReadyMaps:

@@ -50,6 +50,7 @@ def test_pass_and_fail_validate() -> None:
             "centroid_xy_px": [6.5, 8.0],
             "score_max": 0.9,
             "score_mean": 0.75,
+            "defect": None,
         }
     ]
 
