@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from daemons import Daemon, Seen, broken_model, file_camera, running, shared
+import psutil
+from daemons import DEMO, Daemon, Seen, broken_model, file_camera, running, shared
+from safetensors.numpy import load_file, save_file
 
 MakeDaemon = Callable[..., Daemon]
 
@@ -48,3 +51,23 @@ def test_score_that_is_not_finite_is_an_error(make_daemon: MakeDaemon, tmp_path:
         assert all(each["score"] is None and each["regions"] == [] for each in seen.verdicts)
         flag.unlink()
         subscriber.until(lambda seen: scored_after(seen, 20))
+
+
+def test_other_weights_under_a_new_worker_are_not_believed(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Weights that change while the daemon runs are another model: what it says is an error until the next start."""
+    weights = tmp_path / "model.safetensors"
+    shutil.copyfile(DEMO / "model.safetensors", weights)
+    recipe = f'[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n[model]\nbackbone = "demo"\nweights = "{weights}"\n'
+    recipe += f'config = "{DEMO / "model.json"}"\n'
+    camera = file_camera(shared("data", "video", "bottle_bench_640x360.mp4"), loop=True)
+    daemon = make_daemon({"cam1": camera}, recipe=recipe)
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: scored_after(seen, 3))
+        save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
+        (worker,) = [each["pid"] for each in daemon.ask("status")["processes"] if each["name"] == "worker"]
+        psutil.Process(worker).kill()
+        subscriber.until(lambda seen: any(each["reason"] == "worker_lost" for each in seen.verdicts))
+        lost = len(subscriber.seen.verdicts)
+        seen = subscriber.until(lambda seen: len(seen.verdicts) > lost + 10)
+    assert {each["reason"] for each in seen.verdicts[lost:]} <= {"worker_lost", "recipe_changing"}
+    assert seen.verdicts[-1]["reason"] == "recipe_changing"
