@@ -34,7 +34,8 @@ from inspectd.voting import Ballot, vote
 
 IDLE_S = 0.02
 LOADING_LIMIT_NS = 600_000_000_000
-LEAST_LIMIT_NS = 1_000_000_000
+LEAST_LIMIT_NS = 2_000_000_000
+"""A machine whose disk stalls was seen to hold up a sound worker for over a second; its reload would cost more."""
 WARM_RUNS = 3
 WARM_PATIENCE_S = 5.0
 """So long a recipe that is too slow for its deadline is measured again: a machine is busy when a daemon starts."""
