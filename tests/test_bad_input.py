@@ -95,6 +95,16 @@ def test_the_folder_is_right(folder: Path) -> None:
     assert run(folder).code == 0
 
 
+def source(text: str) -> Break:
+    """Another source of the camera."""
+    return edit("inspectd.toml", "^source = .*", f"source = {{ {text} }}")
+
+
+def camera_twice(folder: Path) -> None:
+    with (folder / "inspectd.toml").open("a") as file:
+        file.write('[cameras.cam1]\nrecipe = "part"\n')
+
+
 CONFIG_MISTAKES = [
     pytest.param(edit("inspectd.toml", "^state_dir", "state_folder"), "state_folder: unknown key", id="unknown-key"),
     pytest.param(edit("inspectd.toml", "^recipe = ", "recipee = "), "cameras.cam1.recipe", id="misspelt-key"),
@@ -102,6 +112,12 @@ CONFIG_MISTAKES = [
     pytest.param(edit("inspectd.toml", r"\[cameras.cam1\]", '[cameras."a/b"]'), "a/b", id="camera-with-a-slash"),
     pytest.param(edit("inspectd.toml", '"folder"', '"webcam"'), "cameras.cam1.source", id="unknown-source"),
     pytest.param(edit("inspectd.toml", r"\[worker\]", "[worker"), "not valid TOML", id="not-toml"),
+    pytest.param(camera_twice, "Cannot declare ('cameras', 'cam1') twice", id="camera-twice"),
+    pytest.param(source('kind = "mjpeg", url = "rtsp://a:pw@c/"'), "expected http://HOST", id="wrong-scheme"),
+    pytest.param(source('kind = "rtsp", url = "http://a:pw@c/"'), "expected rtsp://HOST", id="wrong-rtsp-scheme"),
+    pytest.param(source('kind = "v4l2", device = "cam", format = "H264"'), "'MJPG', 'YUYV'", id="wrong-format"),
+    pytest.param(source('kind = "v4l2", device = "cam", size_wh_px = [0, 0]'), "from 16 to 16384 px", id="wrong-size"),
+    pytest.param(source('kind = "genicam"'), "cameras.cam1.source.serial", id="no-serial"),
     pytest.param(edit("inspectd.toml", 'ipc:///.*v"', 'tcp://0.0.0.0:5550"'), "endpoints.verdicts", id="open-endpoint"),
     pytest.param(edit("inspectd.toml", '"images"', '"pictures"'), "pictures", id="missing-folder"),
     pytest.param(edit("inspectd.toml", '"part"', '"parts"'), "parts.toml", id="missing-recipe"),
@@ -123,6 +139,7 @@ def test_mistake_in_files_is_one_line(folder: Path, mistake: Break, named: str) 
     assert said.code == 3
     assert said.err.count("\n") == 1
     assert named in said.complaint
+    assert "pw@" not in said.err
 
 
 def a_video_without_frames(folder: Path) -> None:

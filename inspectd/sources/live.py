@@ -112,6 +112,7 @@ class LiveCamera:
         self._patience = patience
         self._another = another
         self._waiting = _Waiting(start_index)
+        self._seen_wh_px: tuple[int, int] | None = None
         if _readers() >= MOST_READERS:
             raise SourceLost(f"{name}: {MOST_READERS} earlier connections still hang; waiting for them to end")
         self._links = [_Link(connection, name, self._waiting)]
@@ -190,12 +191,11 @@ class LiveCamera:
 
     def _frame(self, index: int, arrival: Arrival) -> Frame:
         pixels_bgr, damage = arrival.load()
-        most_w, most_h = self.size_wh_px
-        if pixels_bgr is not None and (pixels_bgr.shape[1] > most_w or pixels_bgr.shape[0] > most_h):
-            height, width = pixels_bgr.shape[:2]
-            raise SourceLost(f"{self._name}: sends {width}x{height} px, max_size_wh_px is [{most_w}, {most_h}]")
         if pixels_bgr is None:
-            pixels_bgr, damage = np.zeros((most_h, most_w, 3), np.uint8), damage or "nothing to show"
+            width, height = self.size_wh_px
+            pixels_bgr, damage = np.zeros((height, width, 3), np.uint8), damage or "nothing to show"
+        else:
+            self._check_size(pixels_bgr.shape[1], pixels_bgr.shape[0])
         return Frame(
             index=index,
             pixels_bgr=pixels_bgr,
@@ -206,6 +206,15 @@ class LiveCamera:
             pts_s=arrival.pts_s,
             damage=damage,
         )
+
+    def _check_size(self, width: int, height: int) -> None:
+        """Refuses a picture that the ring cannot take, or that the recipe's region was not made for a moment ago."""
+        most_w, most_h = self.size_wh_px
+        if width > most_w or height > most_h:
+            raise SourceLost(f"{self._name}: sends {width}x{height} px, max_size_wh_px is [{most_w}, {most_h}]")
+        if self._seen_wh_px not in (None, (width, height)):
+            raise SourceLost(f"{self._name}: the frame size changed to {width}x{height} px")
+        self._seen_wh_px = width, height
 
 
 def _readers() -> int:

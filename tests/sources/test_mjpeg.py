@@ -259,6 +259,14 @@ def test_frame_larger_than_the_ring_is_refused(server: MjpegServer) -> None:
     assert str(error).endswith("sends 160x96 px, max_size_wh_px is [96, 96]")
 
 
+def test_frame_size_that_changes_is_a_loss(server: MjpegServer) -> None:
+    """A camera that was set to another size meanwhile is opened anew, so that nothing goes on by the old one."""
+    sizes = [(160, 96)] * 6 + [(192, 96)] * 250
+    server.answers["/"] = server.plays(lambda number: part(jpeg(number, sizes[number])))
+    with closing(open_source(settings(server.url))) as camera, pytest.raises(SourceLost, match="changed to 192x96 px"):
+        read_frame(camera, lambda _: False)
+
+
 def test_opening_does_not_block_and_asks_nobody() -> None:
     """`probe` trusts the settings."""
     assert probe(settings("http://192.0.2.1/")).size_wh_px == (320, 240)
