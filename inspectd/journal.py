@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from inspectd import __version__
 from inspectd.errors import JournalError
@@ -58,6 +58,7 @@ _SINCE = """
 SELECT session, camera, seq, decision, topic, trigger_id, body, mask FROM verdicts
 WHERE session = ? AND camera = ? AND seq > ? ORDER BY seq LIMIT ?
 """
+_BODIES = "SELECT seq, body FROM verdicts WHERE session = ? AND camera = ? AND seq > ? ORDER BY seq LIMIT ?"
 _MASK = "SELECT mask FROM verdicts WHERE session = ? AND camera = ? AND seq = ?"
 _LAST_SEQ = "SELECT max(seq) FROM verdicts WHERE session = ? AND camera = ?"
 _LAST_SESSION = """
@@ -77,6 +78,7 @@ DELETE FROM sessions WHERE id < (SELECT max(id) FROM sessions) AND NOT EXISTS (
     SELECT 1 FROM verdicts WHERE verdicts.session = sessions.session
 )
 """
+T = TypeVar("T")
 _BEGINNING = b"SQLite format 3\0"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL)
@@ -169,8 +171,32 @@ class Journal:
         Raises:
             JournalError: the journal cannot be read.
         """
-        session = session or self._one(_LAST_SESSION, camera)
-        return [_entry(row) for row in self._all(_SINCE, session, camera, since_seq, limit)]
+        session = session or self._one(str, _LAST_SESSION, camera)
+        rows = self._all(_SINCE, session, camera, since_seq, limit)
+        try:
+            return [_entry(row) for row in rows]
+        except ValueError as error:
+            raise _DamagedError(f"{self.path}: a row is no verdict: {error}") from error
+
+    def bodies(
+        self, camera: str, since_seq: int, *, session: str, limit: int, max_bytes: int
+    ) -> list[tuple[int, bytes]]:
+        """The seqs and bodies of a camera's verdicts after `since_seq`, in order: at most `limit`, and no more than
+        fit into `max_bytes`, but for the first.
+
+        Raises:
+            JournalError: the journal cannot be read.
+        """
+        found: list[tuple[int, bytes]] = []
+        with self._explained():
+            for seq, body in self._connected().execute(_BODIES, (session, camera, since_seq, limit)):
+                if not isinstance(body, bytes):
+                    raise _DamagedError(f"{self.path}: a row is no verdict: seq {seq!r} of {camera!r}")
+                max_bytes -= len(body)
+                if found and max_bytes < 0:
+                    break
+                found.append((seq, body))
+        return found
 
     def mask(self, session: str, camera: str, seq: int) -> bytes | None:
         """The label mask PNG of a verdict, None where it has none.
@@ -178,8 +204,7 @@ class Journal:
         Raises:
             JournalError: the journal cannot be read.
         """
-        found: bytes | None = self._one(_MASK, session, camera, seq)
-        return found
+        return self._one(bytes, _MASK, session, camera, seq)
 
     def last_seq(self, session: str, camera: str) -> int | None:
         """The highest seq of a camera in a session, None where it has no verdict.
@@ -187,8 +212,7 @@ class Journal:
         Raises:
             JournalError: the journal cannot be read.
         """
-        found: int | None = self._one(_LAST_SEQ, session, camera)
-        return found
+        return self._one(int, _LAST_SEQ, session, camera)
 
     def seq_of_trigger(self, session: str, camera: str, trigger_id: str) -> int | None:
         """The seq that a trigger was given, None where no verdict has that trigger id.
@@ -196,8 +220,7 @@ class Journal:
         Raises:
             JournalError: the journal cannot be read.
         """
-        found: int | None = self._one(_SEQ_OF_TRIGGER, session, camera, trigger_id)
-        return found
+        return self._one(int, _SEQ_OF_TRIGGER, session, camera, trigger_id)
 
     def sessions(self) -> list[SessionInfo]:
         """The sessions that are in the journal, oldest first.
@@ -348,9 +371,12 @@ class Journal:
         with self._explained():
             return self._connected().execute(query, values).fetchall()
 
-    def _one(self, query: str, *values: object) -> Any:
+    def _one(self, kind: type[T], query: str, *values: object) -> T | None:
         rows = self._all(query, *values)
-        return rows[0][0] if rows else None
+        found = rows[0][0] if rows else None
+        if not isinstance(found, kind | None):
+            raise _DamagedError(f"{self.path}: {found!r} where {kind.__name__} should be")
+        return found
 
 
 def _require_database(path: Path) -> None:
@@ -426,7 +452,14 @@ def _values(entry: Entry, now_ns: int) -> tuple[object, ...]:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
+    """The verdict in a row.
+
+    Raises:
+        ValueError: it is none: the page that it stood on was scribbled over.
+    """
     session, camera, seq, decision, topic, trigger_id, body, mask = row
+    if not (isinstance(seq, int) and isinstance(body, bytes)):
+        raise ValueError(f"seq {seq!r} of {camera!r}")  # noqa: TRY004 - a value that was read, not an argument
     return Entry(
         session=session,
         camera=camera,

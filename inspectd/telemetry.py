@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,6 +18,9 @@ from prometheus_client.registry import Collector
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 COMMITS_REMEMBERED = 1000
 COMMIT_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
+MAX_CONNECTIONS = 8
+POLL_S = 0.05
+"""How long an end of the server may take to be noticed."""
 
 Sample = tuple[tuple[str, ...], float]
 
@@ -45,9 +50,6 @@ class Metrics:
             registry=self.registry,
         )
         self.commits_ms: deque[float] = deque(maxlen=COMMITS_REMEMBERED)
-        self.unjournaled = Counter(
-            "inspectd_unjournaled_verdicts", "Verdicts sent before they were in the journal.", registry=self.registry
-        )
         self.bad_requests = Counter(
             "inspectd_bad_requests", "Control requests that were refused.", registry=self.registry
         )
@@ -78,6 +80,11 @@ class _Watched(Collector):
         "inspectd_restarts": (CounterMetricFamily, "How often a process was replaced.", ("process",)),
         "inspectd_evidence_pictures": (CounterMetricFamily, "Pictures kept as evidence, and not.", ("outcome",)),
         "inspectd_evidence_bytes": (GaugeMetricFamily, "Disk space that the evidence takes.", ()),
+        "inspectd_unjournaled_verdicts": (
+            CounterMetricFamily,
+            "Verdicts sent before they were in the journal.",
+            (),
+        ),
         "inspectd_journal_backlog": (GaugeMetricFamily, "Verdicts that are not durable yet.", ()),
         "inspectd_journal_given_up": (
             CounterMetricFamily,
@@ -124,7 +131,7 @@ class MetricsServer:
         }
         host, _, port = address.rpartition(":")
         self._server = _Server((host, int(port)), _handler(pages))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -135,9 +142,33 @@ class MetricsServer:
 
 
 class _Server(ThreadingHTTPServer):
+    """Serves few connections at a time: whoever comes when all are taken has the oldest one's place."""
+
     daemon_threads = True
     block_on_close = False
     allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: deque[socket.socket] = deque()
+        self._lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open.append(request)
+            if len(self._open) > MAX_CONNECTIONS:
+                with contextlib.suppress(OSError):
+                    self._open.popleft().shutdown(socket.SHUT_RDWR)  # wakes its thread, which ends it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._open.remove(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away, or was sent away, is not worth a line."""
 
 
 Page = Callable[[], tuple[int, bytes, str]]

@@ -29,6 +29,7 @@ from inspectd.client import (
 )
 from inspectd.errors import TransportError
 from inspectd.transport.sockets import VerdictSocket
+from inspectd.transport.wire import topics
 
 EVERYTHING = ("verdict/", "event/")
 
@@ -123,7 +124,7 @@ def test_what_is_no_message_is_refused(parts: list[bytes]) -> None:
 @pytest.fixture
 def publisher(tmp_path: Path) -> Iterator[tuple[VerdictSocket, str]]:
     endpoint = f"ipc:///tmp/inspectd-client-{abs(hash(tmp_path))}"
-    with VerdictSocket(endpoint) as socket:
+    with VerdictSocket(endpoint, topics(["cam1"])) as socket:
         yield socket, endpoint
     Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +181,14 @@ def test_cameras_and_sessions_are_apart(journal: Journal) -> None:
     assert [each.session for each in journal.sessions()] == ["s", "old", "new"]
 
 
+def test_bodies_are_as_many_as_fit(journal: Journal) -> None:
+    """The first one always, then no more than the bytes allow, in order."""
+    journal.append([entry(seq, body=bytes(100)) for seq in range(1, 10)])
+    for max_bytes, count in ((1, 1), (100, 1), (250, 2), (1000, 5)):
+        found = journal.bodies("cam1", 2, session="s", limit=5, max_bytes=max_bytes)
+        assert found == [(seq, bytes(100)) for seq in range(3, 3 + count)]
+
+
 def test_a_trigger_id_finds_its_first_seq(journal: Journal) -> None:
     """The same trigger id leads to the same seq, per session and camera."""
     journal.append([entry(4, trigger_id="part 9"), entry(2, trigger_id="part 9"), entry(3)])
@@ -303,6 +311,62 @@ def test_a_damaged_journal_is_set_aside_and_a_new_one_begun(path: Path, damage: 
     assert seqs(second) == [1]
     second.close()
     assert Journal.open(path).damaged is None
+
+
+def test_whatever_happens_to_its_bytes_a_journal_opens_and_goes_on(
+    journal: Journal, path: Path, tmp_path: Path
+) -> None:
+    """Database and log cut, zeroed or scribbled on at random: what is read is rows that were written, or an error that
+    says so; the writer goes on with the old journal or with a new one, and no other error ever comes."""
+    entries = [entry(seq, body=b"%d" % seq * 400, trigger_id=f"t{seq}") for seq in range(1, 120)]
+    journal.append(entries[:80])
+    journal.checkpoint()
+    journal.append(entries[80:])
+    files = {name: path.with_name(f"journal.sqlite{name}").read_bytes() for name in ("", "-wal")}
+    dice, set_aside = random.Random(11), 0
+    for number in range(80):
+        folder = tmp_path / f"damaged{number}"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / f"journal.sqlite{name}").write_bytes(damaged(content, dice) if dice.random() < 0.7 else content)
+        set_aside += survives(folder / "journal.sqlite")
+    assert 0 < set_aside < 80
+
+
+def damaged(content: bytes, dice: random.Random) -> bytes:
+    """Bytes to which something happened."""
+    at, count = dice.randrange(len(content)), dice.choice([1, 50, 4096, 30_000])
+    match dice.choice(["cut", "zeroed", "scribbled"]):
+        case "cut":
+            return content[:at]
+        case "zeroed":
+            return content[:at] + bytes(len(content[at : at + count])) + content[at + count :]
+        case _:
+            return content[:at] + dice.randbytes(len(content[at : at + count])) + content[at + count :]
+
+
+def survives(path: Path) -> bool:
+    """Uses a journal in every way, reader beside writer; whether the writer had to begin a new one."""
+    writer, reader = Journal.open(path), Journal.open(path, read_only=True)
+    for ask in (
+        lambda: reader.since("cam1", 0, session="s"),
+        lambda: reader.bodies("cam1", 0, session="s", limit=1000, max_bytes=100_000),
+        lambda: reader.mask("s", "cam1", 7),
+        lambda: reader.last_seq("s", "cam1"),
+        lambda: reader.seq_of_trigger("s", "cam1", "t7"),
+        lambda: reader.since("cam1", 0),
+    ):
+        with suppress(JournalError):
+            ask()
+    for seq in range(1000, 1003):  # whoever meets the damage fails; the next one must not
+        try:
+            writer.append([entry(seq)])
+        except JournalError:
+            writer.append([entry(seq)])
+    writer.checkpoint()
+    assert seqs(reader)[-3:] == [1000, 1001, 1002]
+    writer.close()
+    return writer.damaged is not None
 
 
 def test_the_log_of_a_damaged_journal_is_not_replayed_into_the_new_one(journal: Journal, path: Path) -> None:

@@ -19,8 +19,6 @@ from inspectd.detect.build import build_detector
 from inspectd.detect.weights import find
 from inspectd.errors import ConfigError, InspectdError
 from inspectd.inspection import Inspector
-from inspectd.quality import Look
-from inspectd.quality import look as look_at
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import PixelsU8
 from inspectd.settings import GenicamSource, Settings, Source, V4l2Source
@@ -264,13 +262,5 @@ def _model(settings: Settings, recipe: Recipe, shown: list[PixelsU8]) -> str:
         started_s = time.monotonic()
         inspection = inspector.inspect([pixels_bgr])[0]
         taken_ms = (time.monotonic() - started_s) * 1000
-        view = inspector.crop(pixels_bgr).view
-        seen = look_at(view.box(pixels_bgr), view.roi)
-        why = f" ({inspection.detail})" if inspection.detail else ""
-        detail += f"; first frame {inspection.decision}{why} in {taken_ms:.0f} ms, {_light(seen)} in its region"
+        detail += f"; first frame {inspection.decision} in {taken_ms:.0f} ms"
     return detail
-
-
-def _light(seen: Look) -> str:
-    """What `[quality]` of a recipe limits."""
-    return f"brightness {seen.brightness:.0f}, clipped {seen.clipped_share:.1%}, sharpness {seen.sharpness:.0f}"

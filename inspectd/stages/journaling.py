@@ -126,6 +126,7 @@ class JournalWriter:
         self.error: str | None = None
         self._journal = Journal(path, read_only=False)
         self._keep_ns = round(keep_days * NS_PER_DAY)
+        self._calendar_ns = time.time_ns() - time.monotonic_ns()  # read once: a clock that is set must delete nothing
         self._on_commit = on_commit
         self._max_entries, self._max_bytes = max_entries, max_bytes
         self._spill = spill
@@ -282,7 +283,7 @@ class JournalWriter:
 
     def _prune(self) -> None:
         self._prune_s = time.monotonic() + PRUNE_EVERY_S
-        if self._journal.prune(time.time_ns() - self._keep_ns) >= PRUNE_ROWS:
+        if self._journal.prune(self._calendar_ns + time.monotonic_ns() - self._keep_ns) >= PRUNE_ROWS:
             self._prune_s = time.monotonic() + PRUNE_AGAIN_S
 
     def _attempt(self, work: Callable[[], None]) -> bool:

@@ -7,11 +7,10 @@ waits for a picture.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Full, Queue
 
 from inspectd.images import encode_jpeg, encode_png
@@ -21,7 +20,7 @@ from inspectd.records import Decision, Inspection
 from inspectd.settings import Evidence
 from inspectd.stages.preview import picture_bgr
 from inspectd.transport.sockets import Outbox
-from inspectd.transport.wire import Extra
+from inspectd.transport.wire import Extra, PictureHead, picture_parts
 
 JPEG_QUALITY = 90
 LOWEST_PRIORITY = 19
@@ -67,7 +66,7 @@ class Pictures:
         self._settings = settings
         self._picks = Picks(settings)
         self._offered: Queue[Exposure] = Queue(WAITING)
-        self._made: deque[list[bytes]] = deque()
+        self._made: deque[tuple[PictureHead, bytes]] = deque()
         self._shed = 0
         if settings.quota_mb:
             threading.Thread(target=self._run, name="pictures", daemon=True).start()
@@ -86,8 +85,7 @@ class Pictures:
         while self._made:
             head, picture = self._made.popleft()
             shed, self._shed = self._shed, 0
-            told = json.dumps(json.loads(head) | {"shed": shed}).encode()
-            if results.send([b"", told, picture]) is None:
+            if results.send(picture_parts(replace(head, shed=shed), picture)) is None:
                 self._shed += shed + 1
 
     def _run(self) -> None:
@@ -99,8 +97,8 @@ class Pictures:
             except ValueError as error:
                 get_logger().error("picture_unencodable", seq=exposure.seq, error=str(error))
                 continue
-            head = {"what": Extra.EVIDENCE, "camera": exposure.camera, "seq": exposure.seq}
-            self._made.append([json.dumps(head).encode(), picture])
+            head = PictureHead(what=Extra.EVIDENCE, camera=exposure.camera, seq=exposure.seq)
+            self._made.append((head, picture))
 
     def _encode(self, exposure: Exposure) -> bytes:
         bgr = picture_bgr(exposure.crops, exposure.inspection, exposure.pixel_threshold)

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from inspectd.errors import JournalError, TransportError
 from inspectd.journal import Entry, Journal
 from inspectd.log import get_logger
-from inspectd.records import CameraState, DaemonState, Decision, Reason, Verdict
-from inspectd.stages.answers import Frozen, as_error, entry_of, freeze, verdict_of
-from inspectd.stages.events import CameraLook, Event, EventWatch, Look
+from inspectd.records import DaemonState, Decision, Reason, Verdict
+from inspectd.stages.answers import Frozen, freeze, verdict_of
+from inspectd.stages.audit import Audit
+from inspectd.stages.condition import Condition
+from inspectd.stages.events import Event, EventWatch
 from inspectd.stages.evidence import EvidenceWriter
-from inspectd.stages.journaling import Commit, JournalWriter
+from inspectd.stages.journaling import JournalWriter
 from inspectd.stages.ledger import Answer, Ledger
 from inspectd.stages.lifecycle import Life, Stage
 from inspectd.stages.requests import Requests
 from inspectd.stages.spill import Spill
-from inspectd.telemetry import Metrics, MetricsServer, Sample
+from inspectd.stages.valve import Relief, Valve, give_back, resident_bytes
+from inspectd.telemetry import Metrics, MetricsServer
 from inspectd.transport import wire
 from inspectd.transport.rows import unreadable
 from inspectd.transport.sockets import (
     LINGER_STOP_MS,
+    MAX_RESULT_BYTES,
     Commands,
     ControlSocket,
     Inbox,
@@ -39,8 +43,6 @@ from inspectd.transport.sockets import (
 from inspectd.transport.tickets import ROWS, CameraView
 
 HEARTBEAT_NS = 200_000_000
-COMMIT_NS = 150_000_000
-"""A commit is waited for so long at most: heartbeats go on in time, and a journal that is slower has stalled."""
 RETURN_NS = 250_000_000
 """A publisher that replaces another one gives subscribers so long to come back (libzmq tries every 100 ms), since what
 nobody hears is lost."""
@@ -75,21 +77,30 @@ class Publisher:
             spill=Spill.attach(self._table.spill_name),
             on_commit=self._metrics.committed,
         )
-        self._owed: Commit | None = self._writer.inherited
+        self._audit = Audit(self._writer, strict=settings.journal.strict_audit, reserve_ns=self._reserve_ns)
         self._evidence = EvidenceWriter(
-            settings.evidence_dir, round(settings.evidence.quota_mb * 1e6), sick=lambda: not self._journal_keeps_up()
+            settings.evidence_dir, round(settings.evidence.quota_mb * 1e6), sick=lambda: not self._audit.keeps_up()
+        )
+        self._views = {name: self._table.camera(index) for index, name in enumerate(self._table.cameras)}
+        self._condition = Condition(
+            self._table,
+            self._views,
+            {name: recipe.sha256 for name, recipe in self._charge.recipes.items()},
+            writer=self._writer,
+            audit=self._audit,
+            evidence=self._evidence,
         )
         self._unsent: dict[tuple[str, int], tuple[Verdict, bytes | None]] = {}
         self._journal = Journal.open(settings.state_dir / "journal.sqlite", read_only=True)
-        self._views = {name: self._table.camera(index) for index, name in enumerate(self._table.cameras)}
         self._ledgers = {name: self._new_ledger(name, view) for name, view in self._views.items()}
         recipes = self._charge.recipes.items()
         self._models = {name: each.calibration.model_sha256 for name, each in recipes if each.calibration is not None}
         """The model of each camera: the calibrated one, or the first that judged. Weights may change under a worker."""
         self._open_sockets()
         self._worker_generation = self._table.worker_generation
-        self._events = EventWatch(self._look())
+        self._events = EventWatch(self._condition.look())
         self._turned_ns = self._born_ns
+        self._valve = Valve(resident_bytes())
         self._beat_due_ns = 0
         self._checked_ns = self._born_ns
         self._drain_since_ns = 0
@@ -99,7 +110,7 @@ class Publisher:
             socket=self._control,
             commands=self._commands,
             metrics=self._metrics,
-            state=self._daemon_state,
+            state=self._condition.state,
             find_picture=self._evidence.find,
         )
         self._http = self._serve_metrics()
@@ -136,6 +147,7 @@ class Publisher:
         self._take_results()
         self._notice_lost_work(now_ns)
         self._answer_all(now_ns)
+        self._relieve_memory(now_ns)
         self._serve_subscriptions()
         self._requests.serve(now_ns)
         self._tell_changes(now_ns)
@@ -143,8 +155,18 @@ class Publisher:
             self._publish_heartbeat(now_ns)
 
     def _tell_changes(self, now_ns: int) -> None:
-        for event in self._events.changes(self._look(), now_ns):
+        for event in self._events.changes(self._condition.look(), now_ns):
             self._publish_event(event)
+
+    def _relieve_memory(self, now_ns: int) -> None:
+        if not self._valve.is_due(now_ns):
+            return
+        resident = resident_bytes()
+        relief = self._valve.look(resident, now_ns)
+        if relief is not None:
+            get_logger().warning("peers_dropped", endpoint=relief.name.lower(), resident_mb=resident // 1_000_000)
+            {Relief.CONTROL: self._control, Relief.VERDICTS: self._verdicts}[relief].reopen()
+            give_back()
 
     def _serve_subscriptions(self) -> None:
         self._verdicts.serve_subscriptions()
@@ -170,8 +192,7 @@ class Publisher:
         except JournalError as error:  # an unreadable journal is no reason to be silent (I4)
             get_logger().error("journal_unreadable", error=str(error))
             committed = []
-        promised = self._owed.entries if self._owed else []
-        return committed + [entry for entry in promised if entry.camera == name and entry.seq > sent_through]
+        return committed + [entry for entry in self._audit.owed if entry.camera == name and entry.seq > sent_through]
 
     def _take_rows(self) -> None:
         for name, view in self._views.items():
@@ -192,34 +213,34 @@ class Publisher:
 
     def _take_results(self) -> None:
         for parts in self._results.drain():
-            if parts[0] == b"":
-                self._take_picture(parts)
-                continue
             try:
-                result = wire.result_from_bytes(parts[0])
-                name = self._table.cameras[result.camera]
-            except (TransportError, IndexError) as error:
-                get_logger().error("result_refused", error=str(error))
-                continue
-            if result.worker_generation != self._table.worker_generation:
-                self._metrics.late_results.inc()
-                continue
-            mask_png = parts[1] if len(parts) > 1 else None
-            if not self._ledgers[name].resolve(result, mask_png):
-                self._metrics.late_results.inc()
+                if parts[0] == b"":
+                    self._take_picture(parts)
+                else:
+                    self._take_result(parts)
+            except (TransportError, LookupError, TypeError, ValueError) as error:  # no worker of ours wrote that
+                get_logger().error("result_refused", error=" ".join(str(error).split())[:200])
+
+    def _take_result(self, parts: list[bytes]) -> None:
+        result = wire.result_from_bytes(parts[0])
+        ledger = self._ledgers[self._camera(result.camera)]
+        mask_png = parts[1] if len(parts) > 1 else None
+        if result.worker_generation != self._table.worker_generation or not ledger.resolve(result, mask_png):
+            self._metrics.late_results.inc()
 
     def _take_picture(self, parts: list[bytes]) -> None:
-        try:
-            head, picture = wire.picture_from_parts(parts)
-            name = self._table.cameras[head.camera]
-        except (TransportError, IndexError) as error:
-            get_logger().error("picture_refused", error=str(error))
-            return
+        head, picture = wire.picture_from_parts(parts)
+        name = self._camera(head.camera)
         if head.what is wire.Extra.EVIDENCE:
             self._evidence.offer(self._session, name, head.seq, picture, shed_before=head.shed)
             return
         body = wire.preview_body(self._session, name, head.seq, head.size_wh_px)
         self._verdicts.send(wire.preview_topic(name), body, picture)
+
+    def _camera(self, index: int) -> str:
+        if not 0 <= index < len(self._table.cameras):
+            raise TransportError(f"camera {index}: there are {len(self._table.cameras)}")
+        return self._table.cameras[index]
 
     def _notice_lost_work(self, now_ns: int) -> None:
         """What a dead worker held, and results that were sent but never came, become errors at once."""
@@ -252,17 +273,12 @@ class Publisher:
                 frozen.append(self._freeze(name, answer, now_ns))
                 deadlines_ns.append(answer.row.deadline_ns)
         if frozen:
-            for each in self._journaled(frozen, self._commit_patience_ns(deadlines_ns, now_ns)):
+            dues_ns = [each - self._reserve_ns for each in deadlines_ns if each] + list(self._dues_ns())
+            for each in self._audit.commit(frozen, self._audit.patience_ns(dues_ns, now_ns)):
                 self._publish(each)
 
-    def _commit_patience_ns(self, deadlines_ns: Iterable[int], now_ns: int) -> int:
-        """How long a commit may take: the reserve at least, longer where neither these verdicts nor others are pressed.
-
-        What is sent before its commit is at the mercy of this process's life, so a slow disk is waited for if possible.
-        """
-        dues = [each - self._reserve_ns for each in deadlines_ns if each]
-        dues += [due for ledger in self._ledgers.values() if (due := ledger.next_due_ns()) is not None]
-        return max(self._reserve_ns, min([now_ns + COMMIT_NS, *dues]) - now_ns)
+    def _dues_ns(self) -> Iterator[int]:
+        return (due for ledger in self._ledgers.values() if (due := ledger.next_due_ns()) is not None)
 
     def _overdue_reason(self) -> Reason:
         if self._table.worker_ready:
@@ -282,34 +298,6 @@ class Publisher:
         if verdict.model is not None and verdict.decision is not Decision.ERROR:
             self._models[name] = verdict.model.sha256
         return freeze(verdict, answer.mask_png)
-
-    def _journaled(self, frozen: list[Frozen], patience_ns: int) -> list[Frozen]:
-        """Journal first (I4): what cannot be committed in that time goes out as the settings say."""
-        if self._journal_keeps_up():
-            commit = self._writer.submit([entry_of(each) for each in frozen])
-            if commit.wait(patience_ns / 1e9):
-                return frozen
-            replaced = [self._unjournaled(each) for each in frozen]
-            if not commit.abandon([entry_of(each) for each in replaced]):
-                return frozen
-            self._owed = commit
-        else:
-            replaced = [self._unjournaled(each) for each in frozen]
-            self._owed = self._writer.submit([entry_of(each) for each in replaced], promised=True)
-        self._metrics.unjournaled.inc(len(replaced))
-        return replaced
-
-    def _journal_keeps_up(self) -> bool:
-        """Whether the journal takes verdicts and holds all that were sent before: neither failed nor stalled."""
-        if self._owed is not None and self._owed.wait(0):
-            self._owed = None
-        return self._writer.healthy and self._owed is None
-
-    def _unjournaled(self, each: Frozen) -> Frozen:
-        verdict = replace(each.verdict, journaled=False)
-        if self._charge.settings.journal.strict_audit and verdict.decision is not Decision.ERROR:
-            verdict = as_error(verdict, Reason.INTERNAL)
-        return freeze(verdict, each.mask_png)
 
     def _publish(self, each: Frozen) -> None:
         verdict = each.verdict
@@ -331,51 +319,14 @@ class Publisher:
 
     # -- heartbeats and events --------------------------------------------------------------------------------------
 
-    def _daemon_state(self) -> DaemonState:
-        if self._table.stopping:
-            return DaemonState.STOPPING
-        if not self._table.accepting:
-            return DaemonState.STARTING
-        lost = any(view.state is CameraState.LOST for view in self._views.values())
-        sound = self._table.worker_ready and self._journal_keeps_up() and not lost
-        return DaemonState.READY if sound else DaemonState.DEGRADED
-
     def _publish_heartbeat(self, now_ns: int) -> None:
         self._beat_due_ns = now_ns + HEARTBEAT_NS
-        cameras = {
-            name: wire.CameraBeat(
-                state=CameraState.PAUSED if view.paused else view.state,
-                last_seq=view.answered_through,
-                recipe_sha256=self._charge.recipes[name].sha256,
-            )
-            for name, view in self._views.items()
-        }
-        uptime_s = (now_ns - self._table.started_ns) / 1e9
-        body = wire.heartbeat_body(self._session, self._daemon_state(), uptime_s, cameras)
-        self._verdicts.send(wire.HEARTBEAT_TOPIC, body)
+        self._verdicts.send(wire.HEARTBEAT_TOPIC, self._condition.heartbeat(now_ns))
 
     def _publish_event(self, event: Event) -> None:
         body = wire.event_body(self._session, event.kind, event.camera, time.time_ns(), **event.details)
         self._verdicts.send(wire.event_topic(event.kind), body)
         get_logger().info(event.kind.value, camera=event.camera, **event.details)
-
-    def _look(self) -> Look:
-        return Look(
-            worker_generation=self._table.worker_generation,
-            journal_healthy=self._journal_keeps_up(),
-            cameras=tuple(
-                CameraLook(
-                    name=name,
-                    state=view.state,
-                    accepted_through=view.high_water,
-                    answered_through=view.answered_through,
-                    frames_skipped=view.frames_skipped,
-                    frames_damaged=view.frames_damaged,
-                    capture_generation=view.capture_generation,
-                )
-                for name, view in self._views.items()
-            ),
-        )
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -385,16 +336,16 @@ class Publisher:
         def mine(what: str) -> str:
             return stage_endpoint(settings.sockets_dir, Stage.PUBLISHER, generation, what)
 
-        self._results = Inbox(mine("results"))
+        self._results = Inbox(mine("results"), max_bytes=MAX_RESULT_BYTES)
         self._wakes = Inbox(mine("wake"))
         self._commands = Commands(mine("commands"))
-        self._verdicts = VerdictSocket(settings.endpoints.verdicts, self._life.beat)
+        self._verdicts = VerdictSocket(settings.endpoints.verdicts, wire.topics(self._views), self._life.beat)
         self._control = ControlSocket(settings.endpoints.control, self._life.beat)
         self._sockets = [self._results, self._wakes, self._commands, self._verdicts, self._control]
 
     def _serve_metrics(self) -> MetricsServer | None:
         address = self._charge.settings.endpoints.metrics
-        self._metrics.watch(self._samples)
+        self._metrics.watch(self._condition.samples)
         if not address:
             return None
         try:
@@ -402,45 +353,15 @@ class Publisher:
                 address,
                 self._metrics.registry,
                 alive=lambda: time.monotonic_ns() - self._turned_ns < 1_000_000_000,
-                ready=lambda: self._daemon_state() is DaemonState.READY,
+                ready=lambda: self._condition.state() is DaemonState.READY,
             )
         except OSError as error:  # metrics are no reason to stop inspecting
             get_logger().error("metrics_unavailable", endpoint=address, error=str(error))
             return None
 
-    def _samples(self) -> Mapping[str, Iterable[Sample]]:
-        views = self._views.items()
-        return {
-            "inspectd_frames_read": [((name,), view.frames_read) for name, view in views],
-            "inspectd_frames_skipped": [((name,), view.frames_skipped) for name, view in views],
-            "inspectd_frames_damaged": [((name,), view.frames_damaged) for name, view in views],
-            "inspectd_frames_waiting": [((name,), view.high_water - view.answered_through) for name, view in views],
-            "inspectd_camera_up": [((name,), float(view.state is CameraState.READY)) for name, view in views],
-            "inspectd_last_seq": [((name,), view.answered_through) for name, view in views],
-            "inspectd_messages_dropped": [
-                sample
-                for name, view in views
-                for sample in (((name, "wake-up"), view.wakeups_dropped), ((name, "result"), view.results_dropped))
-            ],
-            "inspectd_restarts": [((child.name,), child.restarts) for child in self._table.children()],
-            "inspectd_evidence_pictures": [
-                (("written",), self._evidence.written),
-                (("shed",), self._evidence.shed),
-            ],
-            "inspectd_evidence_bytes": [((), self._evidence.used_bytes)],
-            "inspectd_journal_backlog": [((), self._writer.backlog)],
-            "inspectd_journal_given_up": [
-                (("verdict",), self._writer.lost),
-                (("mask",), self._writer.masks_dropped),
-                (("note",), self._writer.unnoted),
-            ],
-            "inspectd_ready": [((), float(self._daemon_state() is DaemonState.READY))],
-        }
-
     def _patience_s(self) -> float:
         """How long the next turn may wait: until a heartbeat or a verdict falls due."""
-        dues = [due for ledger in self._ledgers.values() if (due := ledger.next_due_ns()) is not None]
-        until_ns = min([self._beat_due_ns, *dues]) - time.monotonic_ns()
+        until_ns = min([self._beat_due_ns, *self._dues_ns()]) - time.monotonic_ns()
         return min(TURN_S, max(0.0, until_ns / 1e9))
 
     def _done(self) -> bool:

@@ -30,6 +30,8 @@ TRIGGER_PATIENCE_NS = 1_000_000_000
 SERVE_NS = 5_000_000
 """Requests may take so much of a turn: whoever asks without a pause waits, the verdicts do not."""
 MAX_WAITING = 1000
+MAX_HISTORY_BYTES = 2 << 20
+"""A thousand verdicts without many regions; who gets fewer than he asked for asks again from the last one."""
 MAX_KNOWN = 10_000
 """Trigger ids whose seq is kept at hand; older ones are in the journal."""
 REMEMBERED = 512
@@ -151,18 +153,16 @@ class Requests:
                 raise RequestError(ErrorCode.UNAVAILABLE, message, request.id)
 
     def _history(self, request: control.History) -> bytes:
-        entries = self._read(
+        session = request.session or self._table.session
+        found = self._read(
             request.id,
-            lambda: self._journal.since(
-                request.camera,
-                request.since_seq,
-                session=request.session or self._table.session,
-                limit=request.limit,
+            lambda: self._journal.bodies(
+                request.camera, request.since_seq, session=session, limit=request.limit, max_bytes=MAX_HISTORY_BYTES
             ),
         )
-        found = {entry.seq: self._find_picture(entry.session, entry.camera, entry.seq) for entry in entries}
-        pictures = {str(seq): place for seq, place in found.items() if place is not None}
-        return control.verdicts(request.id, [entry.body for entry in entries], pictures)
+        places = {seq: self._find_picture(session, request.camera, seq) for seq, _ in found}
+        pictures = {str(seq): place for seq, place in places.items() if place is not None}
+        return control.verdicts(request.id, [body for _, body in found], pictures)
 
     def _mask(self, request: control.MaskRequest) -> tuple[bytes, ...]:
         session = request.session or self._table.session

@@ -6,7 +6,6 @@ free the slots. It beats between the model's steps, so a worker that is silent i
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from inspectd.stages.preview import PreviewClock, preview_jpeg
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import Inbox, Outbox, stage_endpoint, wait
 from inspectd.transport.tickets import Row
-from inspectd.transport.wire import Extra, Result, result_bytes
+from inspectd.transport.wire import Extra, PictureHead, Result, picture_parts, result_bytes
 from inspectd.voting import Ballot, vote
 
 IDLE_S = 0.02
@@ -248,8 +247,8 @@ class Worker:
     def _send_preview(self, ticket: Ticket, crop: Crops, jpeg: bytes) -> None:
         """After the verdict, never before it; a picture that finds no room is dropped."""
         height, width = crop.view.size_hw_px
-        head = {"what": Extra.PREVIEW, "camera": ticket.camera, "seq": ticket.row.seq, "size_wh_px": [width, height]}
-        self._results.send([b"", json.dumps(head).encode(), jpeg])
+        head = PictureHead(what=Extra.PREVIEW, camera=ticket.camera, seq=ticket.row.seq, size_wh_px=(width, height))
+        self._results.send(picture_parts(head, jpeg))
 
     def _offer_picture(self, ticket: Ticket, crop: Crops, inspection: Inspection, pixel_threshold: float) -> None:
         """A frame that comes so late that its verdict is an error by now counts as one."""

@@ -13,21 +13,28 @@ import re
 import socket as unix
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import zmq
 
 from inspectd.errors import EndpointHeld, TransportError
-from inspectd.transport.wire import PREVIEW_ROOT, admits, preview_topic
+from inspectd.transport.wire import PREVIEW_ROOT, preview_topic
 
 BIND_PATIENCE_S = 5.0
+REBIND_S = 0.02
 MAX_REQUEST_BYTES = 64 * 1024
 PUBLIC_HWM = 1000
 CONTROL_HWM = 128
 """Replies that may wait for one client: a `history` has megabytes, and a client that never reads must not hold many."""
 INTERNAL_HWM = 4096
+MAX_PARTS = 4
+"""A request has three parts at most; what a message has beyond these is thrown away as it comes."""
+PARTS_A_TURN = 1000
+MAX_WAKE_BYTES = 64
+MAX_RESULT_BYTES = 256 << 20
+"""A picture of the largest frame, uncompressed."""
 LINGER_STOP_MS = 1000
 _STAGE_SOCKET = re.compile(r"[a-z]+-\d+\.[a-z]+")
 
@@ -53,6 +60,7 @@ class _Socket:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
+        self._parts: list[bytes] = []
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +80,22 @@ class _Socket:
             except zmq.Again:
                 return
 
+    def _requests(self) -> Iterator[list[bytes]]:
+        """Yields what a stranger sent, message by message, reading a bounded number of parts a turn.
+
+        A message may have any number of them: it is never held as a whole.
+        """
+        for _ in range(PARTS_A_TURN):
+            try:
+                frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            if len(self._parts) <= MAX_PARTS:
+                self._parts.append(frame.bytes)
+            if not frame.more:
+                parts, self._parts = self._parts, []
+                yield parts
+
     def _try_send(self, parts: Sequence[bytes]) -> bool:
         try:
             self.socket.send_multipart(parts, zmq.NOBLOCK)
@@ -87,9 +111,10 @@ class _Socket:
 class Inbox(_Socket):
     """The receiving end (PULL, bound) of results or wake-ups inside the daemon."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, max_bytes: int = MAX_WAKE_BYTES) -> None:
         socket = _context().socket(zmq.PULL)
         socket.set(zmq.RCVHWM, INTERNAL_HWM)
+        socket.set(zmq.MAXMSGSIZE, max_bytes)
         _bind(socket, endpoint, patience_s=0.0)
         super().__init__(socket)
 
@@ -119,20 +144,54 @@ class Outbox(_Socket):
         return generation if self._try_send(parts) else None
 
 
-class VerdictSocket(_Socket):
-    """The public XPUB: admits the empty subscription and prefixes of the contract's topics, nothing else.
+class _PublicSocket(_Socket):
+    """One that strangers connect to. It can be opened anew, which ends every connection and what it holds."""
+
+    def __init__(
+        self, kind: int, endpoint: str, options: Mapping[int, int], on_wait: Callable[[], None] | None
+    ) -> None:
+        self._kind, self._endpoint, self._options, self._on_wait = kind, endpoint, options, on_wait
+        super().__init__(self._opened())
+
+    def reopen(self) -> None:
+        """Drops all peers, with whatever they sent or did not read; those of good will come back by themselves.
+
+        Raises:
+            EndpointHeld: another program has taken the endpoint meanwhile.
+        """
+        self.close()
+        self._parts = []
+        self.socket = self._opened()
+
+    def _opened(self) -> zmq.Socket[bytes]:
+        socket = _context().socket(self._kind)
+        _harden(socket)
+        for option, value in self._options.items():
+            socket.set(option, value)
+        _bind(socket, self._endpoint, BIND_PATIENCE_S, self._on_wait)
+        self._endpoint = socket.get_string(zmq.LAST_ENDPOINT)
+        return socket
+
+
+class VerdictSocket(_PublicSocket):
+    """The public XPUB: admits the empty subscription and prefixes of its topics, nothing else.
+
+    Args:
+        topics: every topic that a message can have; so the subscriptions of all peers are so many at most.
 
     Raises:
         EndpointHeld: the endpoint is held by another program after five seconds.
     """
 
-    def __init__(self, endpoint: str, on_wait: Callable[[], None] | None = None) -> None:
-        socket = _context().socket(zmq.XPUB)
-        _harden(socket)
-        socket.set(zmq.XPUB_MANUAL, 1)
-        _bind(socket, endpoint, BIND_PATIENCE_S, on_wait)
-        super().__init__(socket)
+    def __init__(self, endpoint: str, topics: Iterable[bytes], on_wait: Callable[[], None] | None = None) -> None:
+        super().__init__(zmq.XPUB, endpoint, {zmq.XPUB_MANUAL: 1}, on_wait)
+        self._admitted = frozenset(topic[:end] for topic in topics for end in range(len(topic) + 1))
         self._previews: Counter[bytes] = Counter()
+
+    def reopen(self) -> None:
+        """See `_PublicSocket.reopen`."""
+        self._previews.clear()
+        super().reopen()
 
     def send(self, topic: bytes, body: bytes, mask: bytes | None = None) -> None:
         """Publishes one message. A subscriber whose queue is full loses it (PUB semantics): hence `seq`."""
@@ -141,13 +200,13 @@ class VerdictSocket(_Socket):
     def serve_subscriptions(self) -> list[bytes]:
         """Answers waiting subscription requests; the admitted new ones."""
         admitted = []
-        for parts in self.drain():
+        for parts in self._requests():
             request = parts[0]
-            if request[:1] == b"\1" and admits(request[1:]):
+            if request[:1] == b"\1" and request[1:] in self._admitted:
                 self.socket.set(zmq.SUBSCRIBE, request[1:])
                 self._count_viewer(request[1:], 1)
                 admitted.append(request[1:])
-            elif request[:1] == b"\0":
+            elif request[:1] == b"\0" and request[1:] in self._admitted:
                 self.socket.set(zmq.UNSUBSCRIBE, request[1:])
                 self._count_viewer(request[1:], -1)
         return admitted
@@ -168,7 +227,7 @@ class VerdictSocket(_Socket):
         )
 
 
-class ControlSocket(_Socket):
+class ControlSocket(_PublicSocket):
     """The public ROUTER: requests of at most 64 KiB, from DEALER or REQ peers.
 
     Raises:
@@ -176,16 +235,11 @@ class ControlSocket(_Socket):
     """
 
     def __init__(self, endpoint: str, on_wait: Callable[[], None] | None = None) -> None:
-        socket = _context().socket(zmq.ROUTER)
-        _harden(socket)
-        socket.set(zmq.SNDHWM, CONTROL_HWM)
-        socket.set(zmq.ROUTER_MANDATORY, 1)
-        _bind(socket, endpoint, BIND_PATIENCE_S, on_wait)
-        super().__init__(socket)
+        super().__init__(zmq.ROUTER, endpoint, {zmq.SNDHWM: CONTROL_HWM, zmq.ROUTER_MANDATORY: 1}, on_wait)
 
     def requests(self) -> Iterator[tuple[list[bytes], bytes]]:
         """Yields `(envelope, body)` of each waiting request; a frame too many makes the body empty (a bad request)."""
-        for parts in self.drain(limit=100):
+        for parts in self._requests():
             head, rest = parts[:1], parts[1:]
             if rest[:1] == [b""]:
                 head, rest = [*head, b""], rest[1:]
@@ -204,6 +258,7 @@ class Commands(_Socket):
         socket.set(zmq.SNDHWM, INTERNAL_HWM)
         socket.set(zmq.RCVHWM, INTERNAL_HWM)
         socket.set(zmq.ROUTER_MANDATORY, 1)
+        socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
         socket.set(zmq.ROUTER_HANDOVER, 1)  # a new generation of a child takes its name over
         _bind(socket, endpoint, patience_s=0.0)
         super().__init__(socket)
@@ -346,7 +401,7 @@ def _bind(socket: zmq.Socket[Any], endpoint: str, patience_s: float, on_wait: Ca
             return
         if on_wait is not None:
             on_wait()
-        time.sleep(0.1)
+        time.sleep(REBIND_S)
 
 
 def _bind_once(socket: zmq.Socket[Any], endpoint: str) -> None:

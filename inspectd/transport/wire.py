@@ -7,12 +7,12 @@ leave the process as something that a reader takes for a number.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter
 
@@ -58,7 +58,7 @@ class EventKind(StrEnum):
 
 
 class Extra(StrEnum):
-    """What a worker sends besides results: `[b"", JSON with "what", picture]`."""
+    """Pictures that a worker sends besides its results."""
 
     PREVIEW = "preview"
     EVIDENCE = "evidence"
@@ -73,9 +73,6 @@ class PictureHead:
     seq: int
     size_wh_px: tuple[int, int] = (0, 0)
     shed: int = 0
-
-
-TOPIC_ROOTS = ("verdict/", "heartbeat/", "event/", "preview/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,19 +164,12 @@ HEARTBEAT_TOPIC = b"heartbeat/"
 PREVIEW_ROOT = b"preview/"
 
 
-def admits(subscription: bytes) -> bool:
-    """Whether a subscription is empty or a prefix of a topic of contract §3.
-
-    >>> admits(b"verdict/cam1/"), admits(b"verd"), admits(b"password/")
-    (True, True, False)
-    """
-    try:
-        text = subscription.decode("ascii")
-    except UnicodeDecodeError:
-        return False
-    if len(text) > 96:
-        return False
-    return any(text.startswith(root) or root.startswith(text) for root in TOPIC_ROOTS)
+def topics(cameras: Iterable[str]) -> list[bytes]:
+    """Every topic of contract §3 that a daemon with these cameras can have."""
+    found = [HEARTBEAT_TOPIC, *map(event_topic, EventKind)]
+    for camera in cameras:
+        found += [preview_topic(camera), *(verdict_topic(camera, decision) for decision in Decision)]
+    return found
 
 
 def verdict_body(verdict: Verdict) -> bytes:
@@ -279,10 +269,19 @@ def result_from_bytes(body: bytes) -> Result:
     Raises:
         TransportError: the bytes are not a result.
     """
+    return _read(_RESULT, body, "a worker's result")
+
+
+def picture_parts(head: PictureHead, picture: bytes) -> list[bytes]:
+    """A picture as a message: no result begins with an empty part."""
+    return [b"", _dumps(_fields(head)), picture]
+
+
+def _read(adapter: TypeAdapter[T], body: bytes, what: str) -> T:
     try:
-        return _RESULT.validate_json(body)
+        return adapter.validate_json(body)
     except ValueError as error:
-        raise TransportError(f"not a worker's result: {' '.join(str(error).split())[:200]}") from error
+        raise TransportError(f"not {what}: {' '.join(str(error).split())[:200]}") from error
 
 
 def picture_from_parts(parts: Sequence[bytes]) -> tuple[PictureHead, bytes]:
@@ -293,12 +292,10 @@ def picture_from_parts(parts: Sequence[bytes]) -> tuple[PictureHead, bytes]:
     """
     if len(parts) != 3:
         raise TransportError(f"not a worker's picture: {len(parts)} parts")
-    try:
-        return _PICTURE_HEAD.validate_json(parts[1]), parts[2]
-    except ValueError as error:
-        raise TransportError(f"not a worker's picture: {' '.join(str(error).split())[:200]}") from error
+    return _read(_PICTURE_HEAD, parts[1], "a worker's picture"), parts[2]
 
 
+T = TypeVar("T")
 _RESULT = TypeAdapter(Result)
 _PICTURE_HEAD = TypeAdapter(PictureHead)
 

@@ -361,6 +361,22 @@ def test_old_verdicts_are_pruned_while_nothing_else_is_to_do(
     assert [each.seq for each in read(path)] == [7, 8]
 
 
+def test_a_clock_that_is_set_deletes_nothing(
+    make: Callable[..., JournalWriter], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A century ahead for a moment, while verdicts are due to be pruned: they stay."""
+    monkeypatch.setattr(journaling, "FIRST_PRUNE_S", 0.3)
+    pruned: list[int] = []
+    prune = Journal.prune
+    monkeypatch.setattr(Journal, "prune", lambda *given, **more: pruned.append(prune(*given, **more)) or pruned[-1])
+    writer = make(keep_days=2.0)
+    assert writer.submit([entry(1)]).wait(PATIENCE_S)
+    ahead_ns = time.time_ns() + 36_500 * journaling.NS_PER_DAY
+    monkeypatch.setattr(time, "time_ns", lambda: ahead_ns)
+    until(lambda: pruned == [0])
+    assert [each.seq for each in read(path)] == [1]
+
+
 def test_the_log_does_not_grow_for_ever(
     make: Callable[..., JournalWriter], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

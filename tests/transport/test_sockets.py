@@ -14,6 +14,9 @@ import zmq
 from inspectd.errors import EndpointHeld, TransportError
 from inspectd.transport import sockets
 from inspectd.transport.sockets import ControlSocket, Inbox, Outbox, Subscription, VerdictSocket, stage_endpoint, wait
+from inspectd.transport.wire import topics
+
+TOPICS = topics([f"cam{number}" for number in range(60)])
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def served(verdicts: VerdictSocket, count: int) -> list[bytes]:
 
 def test_only_topics_of_the_contract_are_admitted(endpoint: str, peer: Callable[[int], zmq.Socket]) -> None:
     """A subscription to anything else is ignored: its owner hears nothing, the others hear all."""
-    with VerdictSocket(endpoint) as verdicts, Subscription(endpoint, (b"heartbeat/",)) as good:
+    with VerdictSocket(endpoint, TOPICS) as verdicts, Subscription(endpoint, (b"heartbeat/",)) as good:
         bad = peer(zmq.SUB)
         bad.connect(endpoint)
         bad.subscribe(b"secrets/")
@@ -65,7 +68,7 @@ def test_only_topics_of_the_contract_are_admitted(endpoint: str, peer: Callable[
 
 def test_previews_are_wanted_only_by_name(endpoint: str) -> None:
     """Who subscribes to everything has not asked for pictures; who has asked and left wants them no more."""
-    with VerdictSocket(endpoint) as verdicts:
+    with VerdictSocket(endpoint, TOPICS) as verdicts:
         with Subscription(endpoint), Subscription(endpoint, (b"preview/cam1/",)):
             served(verdicts, 2)
             assert verdicts.wants_preview("cam1")
@@ -79,7 +82,7 @@ def test_previews_are_wanted_only_by_name(endpoint: str) -> None:
 
 def test_subscriber_that_stops_reading_costs_nobody(endpoint: str, peer: Callable[[int], zmq.Socket]) -> None:
     """Publishing never blocks on a subscriber whose queue is full, and a reading one gets everything."""
-    with VerdictSocket(endpoint) as verdicts, Subscription(endpoint) as reader:
+    with VerdictSocket(endpoint, TOPICS) as verdicts, Subscription(endpoint) as reader:
         stuck = peer(zmq.SUB)
         stuck.set(zmq.RCVHWM, 1)
         stuck.connect(endpoint)
@@ -100,7 +103,7 @@ def test_endpoint_held_by_another_program_is_named(monkeypatch: pytest.MonkeyPat
         holder.listen()
         endpoint = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
         with pytest.raises(EndpointHeld, match=endpoint):
-            VerdictSocket(endpoint)
+            VerdictSocket(endpoint, TOPICS)
 
 
 def test_endpoint_that_cannot_be_is_named(tmp_path: Path) -> None:
@@ -165,6 +168,59 @@ def test_hostile_bytes_leave_the_control_socket_serving(peer: Callable[[int], zm
             wait([control], 0.05)
 
 
+@pytest.mark.parametrize("kind", ["ipc", "tcp"])
+def test_a_socket_that_is_opened_anew_is_found_again(
+    kind: str, endpoint: str, peer: Callable[[int], zmq.Socket]
+) -> None:
+    """Clients and subscribers of the one before are served by the new one, without doing anything."""
+    with ControlSocket(endpoint if kind == "ipc" else "tcp://127.0.0.1:*") as control:
+        address = control.socket.get_string(zmq.LAST_ENDPOINT)
+        client = peer(zmq.DEALER)
+        client.connect(address)
+        for number in range(5):
+            client.send(b"%d" % number)
+            assert [body for _, body in soon(control)] == [b"%d" % number]
+            control.reopen()
+    with VerdictSocket(endpoint + "v", TOPICS) as verdicts, Subscription(endpoint + "v", (b"preview/cam1/",)) as viewer:
+        for _ in range(3):
+            deadline_s = time.monotonic() + 20
+            while not verdicts.wants_preview("cam1"):
+                assert time.monotonic() < deadline_s
+                viewer.receive(0.02)  # only a subscriber that looks subscribes again
+                verdicts.serve_subscriptions()
+            verdicts.send(b"preview/cam1/", b"{}")
+            assert viewer.receive(20) == [b"preview/cam1/", b"{}"]
+            verdicts.reopen()
+            assert not verdicts.wants_preview("cam1")
+
+
+def soon(control: ControlSocket) -> list[tuple[list[bytes], bytes]]:
+    """The next requests."""
+    deadline_s = time.monotonic() + 20
+    while time.monotonic() < deadline_s:
+        wait([control], 0.05)
+        if found := list(control.requests()):
+            return found
+    return []
+
+
+def test_a_message_of_many_parts_is_read_in_turns(peer: Callable[[int], zmq.Socket]) -> None:
+    """However many there are, a turn reads a bounded number, keeps few, and the request is a bad one."""
+    with ControlSocket("tcp://127.0.0.1:*") as control:
+        client = peer(zmq.DEALER)
+        client.connect(control.socket.get_string(zmq.LAST_ENDPOINT))
+        client.send_multipart([b"x"] * 50_000)
+        turns, got = 0, []
+        deadline_s = time.monotonic() + 20
+        while not got and time.monotonic() < deadline_s:
+            wait([control], 0.05)
+            got = list(control.requests())
+            turns += 1
+            assert len(control._parts) <= sockets.MAX_PARTS + 1
+        assert [body for _, body in got] == [b""]
+        assert turns >= 50
+
+
 def test_sweep_takes_dead_stage_sockets_only(tmp_path: Path) -> None:
     """A file that only looks like a socket's name, and a socket on which somebody listens, stay."""
     (tmp_path / "my-recipe.toml").touch()
@@ -179,7 +235,7 @@ def test_sweep_takes_dead_stage_sockets_only(tmp_path: Path) -> None:
 
 def test_viewers_that_come_and_go_leave_no_trace(endpoint: str, peer: Callable[[int], zmq.Socket]) -> None:
     """Subscriptions that were taken back do not grow the publisher, whatever their names."""
-    with VerdictSocket(endpoint) as verdicts:
+    with VerdictSocket(endpoint, TOPICS) as verdicts:
         viewer = peer(zmq.SUB)
         viewer.connect(endpoint)
         for number in range(50):

@@ -119,24 +119,14 @@ def test_picture_comes_back_as_it_was_sent() -> None:
     assert picture == b"jpeg"
 
 
-@pytest.mark.parametrize(
-    ("subscription", "admitted"),
-    [
-        (b"", True),
-        (b"v", True),
-        (b"verdict/cam1/fail/", True),
-        (b"heartbeat/", True),
-        (b"event/camera_lost/", True),
-        (b"preview/cam1/", True),
-        (b"verdicts", False),
-        (b"x", False),
-        (b"\xff", False),
-        (b"verdict/" + b"a" * 200, False),
-    ],
-)
-def test_subscriptions_that_are_admitted(subscription: bytes, *, admitted: bool) -> None:
-    """The empty subscription and prefixes of the contract's topics, nothing else."""
-    assert wire.admits(subscription) is admitted
+def test_topics_are_those_of_the_contract() -> None:
+    """Verdicts by camera and decision, previews by camera, heartbeats, events by kind; each ends in a slash."""
+    found = wire.topics(["cam1", "cam2"])
+    assert {b"verdict/cam1/fail/", b"verdict/cam2/pass/", b"preview/cam1/", b"heartbeat/", b"event/camera_lost/"} < set(
+        found
+    )
+    assert all(topic.endswith(b"/") for topic in found)
+    assert len(found) == len(set(found)) == 1 + len(wire.EventKind) + 2 * 4
 
 
 VERDICTS = st.builds(

@@ -1,0 +1,75 @@
+"""Journal first (contract I4): which words of a verdict go out, by what the journal can hold in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from inspectd.journal import Entry
+from inspectd.records import Decision, Reason
+from inspectd.stages.answers import Frozen, as_error, entry_of, freeze
+from inspectd.stages.journaling import Commit, JournalWriter
+
+COMMIT_NS = 150_000_000
+"""A commit is waited for so long at most: heartbeats go on in time, and a journal that is slower has stalled."""
+
+
+class Audit:
+    """Commits verdicts before they are sent, or changes their words to what is true of them.
+
+    Args:
+        strict: what cannot be committed in time becomes `error/internal`.
+        reserve_ns: a commit is always waited for so long.
+
+    Attributes:
+        unjournaled: verdicts that went out before they were in the journal.
+    """
+
+    def __init__(self, writer: JournalWriter, *, strict: bool, reserve_ns: int) -> None:
+        self.unjournaled = 0
+        self._writer = writer
+        self._strict = strict
+        self._reserve_ns = reserve_ns
+        self._owed: Commit | None = writer.inherited
+
+    @property
+    def owed(self) -> list[Entry]:
+        """What was sent, or promised by a publisher that died, and is not known to be durable."""
+        return [] if self._owed is None else self._owed.entries
+
+    def keeps_up(self) -> bool:
+        """Whether the journal takes verdicts and holds all that were sent before: neither failed nor stalled."""
+        owed = self._owed
+        if owed is not None and owed.wait(0) and owed is self._owed:
+            self._owed = None
+        return self._writer.healthy and self._owed is None
+
+    def patience_ns(self, dues_ns: Iterable[int], now_ns: int) -> int:
+        """How long a commit may take: the reserve at least, longer where no verdict is pressed.
+
+        What is sent before its commit is a debt, so a slow disk is waited for if possible.
+        """
+        return max(self._reserve_ns, min([now_ns + COMMIT_NS, *dues_ns]) - now_ns)
+
+    def commit(self, frozen: list[Frozen], patience_ns: int) -> list[Frozen]:
+        """What is to be sent now: the same verdicts, or, where the journal does not hold them in time, others."""
+        if not self.keeps_up():
+            replaced = [self._unjournaled(each) for each in frozen]
+            self._owed = self._writer.submit([entry_of(each) for each in replaced], promised=True)
+            self.unjournaled += len(replaced)
+            return replaced
+        commit = self._writer.submit([entry_of(each) for each in frozen])
+        if commit.wait(patience_ns / 1e9):
+            return frozen
+        replaced = [self._unjournaled(each) for each in frozen]
+        if not commit.abandon([entry_of(each) for each in replaced]):
+            return frozen
+        self._owed = commit
+        self.unjournaled += len(replaced)
+        return replaced
+
+    def _unjournaled(self, each: Frozen) -> Frozen:
+        verdict = replace(each.verdict, journaled=False)
+        if self._strict and verdict.decision is not Decision.ERROR:
+            verdict = as_error(verdict, Reason.INTERNAL)
+        return freeze(verdict, each.mask_png)
