@@ -138,7 +138,8 @@ class Supervisor:
     def _create_shared_memory(self, prefix: str, slot_bytes: dict[str, int]) -> None:
         session = new_session()
         names = tuple(self._settings.cameras)
-        require_capacity(sum(self._settings.cameras[name].slots * slot_bytes[name] for name in names))
+        spill_bytes = round(self._settings.journal.spill_mb * 1e6)
+        require_capacity(sum(self._settings.cameras[name].slots * slot_bytes[name] for name in names), spill_bytes)
         children = ["publisher", "worker", *(f"capture-{name}" for name in names)]
         self._table = Table.create(
             f"{prefix}{session[-8:]}-table",
@@ -147,7 +148,7 @@ class Supervisor:
             children=children,
             started_ns=time.monotonic_ns(),
         )
-        Spill.create(self._table.spill_name, round(self._settings.journal.spill_mb * 1e6)).close()
+        Spill.create(self._table.spill_name, spill_bytes).close()
         for index, name in enumerate(names):
             Ring.create(
                 self._table.ring_name(index), slots=self._settings.cameras[name].slots, slot_bytes=slot_bytes[name]

@@ -145,17 +145,17 @@ def sweep(prefix: str) -> list[str]:
     return swept
 
 
-def require_capacity(frames_bytes: int) -> None:
-    """Refuses frames that /dev/shm could not hold were it empty; one that is only full now may have room later.
+def require_capacity(frames_bytes: int, spill_bytes: int) -> None:
+    """Refuses what /dev/shm could not hold were it empty; one that is only full now may have room later.
 
     Raises:
         ConfigError: it is too small.
     """
     total_bytes = shutil.disk_usage(FOLDER).total
-    if 0 < total_bytes < frames_bytes:  # 0: no limit
+    if 0 < total_bytes < frames_bytes + spill_bytes:  # 0: no limit
         raise ConfigError(
-            f"{FOLDER}: holds {total_bytes / 1e6:.1f} MB in all, cameras.*.slots need {frames_bytes / 1e6:.1f} MB; "
-            f"make it larger (containers: --shm-size), or lower cameras.*.slots"
+            f"{FOLDER}: holds {total_bytes / 1e6:.1f} MB in all, cameras.*.slots need {frames_bytes / 1e6:.1f} MB and "
+            f"journal.spill_mb {spill_bytes / 1e6:.1f} MB; make it larger (containers: --shm-size), or lower these"
         )
 
 
@@ -171,5 +171,5 @@ def _no_room(path: Path, size_bytes: int, error: OSError) -> str:
     free_bytes = shutil.disk_usage(FOLDER).free
     return (
         f"{FOLDER}: {path.name} needs {size_bytes} bytes ({size_bytes / 1e6:.1f} MB) of shared memory, {free_bytes} "
-        f"bytes ({free_bytes / 1e6:.1f} MB) are free; make it larger, or lower cameras.NAME.slots"
+        f"bytes ({free_bytes / 1e6:.1f} MB) are free; make it larger, or lower cameras.NAME.slots or journal.spill_mb"
     )
