@@ -274,7 +274,10 @@ class Client:
     def history(
         self, camera: str, since_seq: int = 0, *, session: str | None = None, limit: int = 100
     ) -> list[dict[str, Any]]:
-        """Verdicts after `since_seq` from the journal, in order; of this session where none is named."""
+        """Verdicts after `since_seq` from the journal, in order; of this session where none is named.
+
+        At most `limit`, and fewer where they are long: who gets any asks again from the last one.
+        """
         fields = {"camera": camera, "since_seq": since_seq, "session": session, "limit": limit}
         return list(self._ask("history", fields)["verdicts"])
 
