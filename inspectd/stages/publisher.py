@@ -162,11 +162,13 @@ class Publisher:
         if not self._valve.is_due(now_ns):
             return
         resident = resident_bytes()
-        relief = self._valve.look(resident, now_ns)
+        relief = self._valve.look(resident, now_ns, flooded=self._verdicts.flooded)
         if relief is not None:
             get_logger().warning("peers_dropped", endpoint=relief.name.lower(), resident_mb=resident // 1_000_000)
             {Relief.CONTROL: self._control, Relief.VERDICTS: self._verdicts}[relief].reopen()
             give_back()
+        if relief is Relief.VERDICTS:
+            self._await_subscribers()
 
     def _serve_subscriptions(self) -> None:
         self._verdicts.serve_subscriptions()

@@ -44,16 +44,20 @@ class Valve:
         """Whether memory is to be looked at."""
         return now_ns >= self._due_ns
 
-    def look(self, resident_bytes: int, now_ns: int) -> Relief | None:
-        """What must be given up now. Where nothing helped, the memory is held by something else, and is put up with."""
+    def look(self, resident_bytes: int, now_ns: int, *, flooded: bool = False) -> Relief | None:
+        """What must be given up now. Where nothing helped, the memory is held by something else, and is put up with.
+
+        Args:
+            flooded: it is known to be the subscribers: then control is left alone.
+        """
         self._due_ns = now_ns + LOOK_NS
         if resident_bytes < self._limit_bytes:
             self._opened = None
             return None
         match self._opened:
-            case None:
+            case None if not flooded:
                 self._opened = Relief.CONTROL
-            case Relief.CONTROL:
+            case None | Relief.CONTROL:
                 self._opened = Relief.VERDICTS
             case Relief.VERDICTS:
                 self._opened, self._limit_bytes = None, resident_bytes + ROOM_BYTES

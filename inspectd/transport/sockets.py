@@ -36,6 +36,10 @@ MAX_WAKE_BYTES = 64
 MAX_RESULT_BYTES = 256 << 20
 """A picture of the largest frame, uncompressed."""
 LINGER_STOP_MS = 1000
+LINGER_REOPEN_MS = 100
+"""Enough for what peers that read still have to get."""
+MAX_REFUSED = 1000
+"""So many refused subscriptions are a flood: libzmq remembers each as long as its peer stays."""
 _STAGE_SOCKET = re.compile(r"[a-z]+-\d+\.[a-z]+")
 
 
@@ -159,7 +163,7 @@ class _PublicSocket(_Socket):
         Raises:
             EndpointHeld: another program has taken the endpoint meanwhile.
         """
-        self.close()
+        self.close(LINGER_REOPEN_MS)
         self._parts = []
         self.socket = self._opened()
 
@@ -187,10 +191,17 @@ class VerdictSocket(_PublicSocket):
         super().__init__(zmq.XPUB, endpoint, {zmq.XPUB_MANUAL: 1}, on_wait)
         self._admitted = frozenset(topic[:end] for topic in topics for end in range(len(topic) + 1))
         self._previews: Counter[bytes] = Counter()
+        self._refused = 0
+
+    @property
+    def flooded(self) -> bool:
+        """Whether somebody subscribes to whatever comes to his mind."""
+        return self._refused > MAX_REFUSED
 
     def reopen(self) -> None:
         """See `_PublicSocket.reopen`."""
         self._previews.clear()
+        self._refused = 0
         super().reopen()
 
     def send(self, topic: bytes, body: bytes, mask: bytes | None = None) -> None:
@@ -209,6 +220,8 @@ class VerdictSocket(_PublicSocket):
             elif request[:1] == b"\0" and request[1:] in self._admitted:
                 self.socket.set(zmq.UNSUBSCRIBE, request[1:])
                 self._count_viewer(request[1:], -1)
+            else:
+                self._refused += 1
         return admitted
 
     def _count_viewer(self, prefix: bytes, by: int) -> None:

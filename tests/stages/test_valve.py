@@ -25,3 +25,10 @@ def test_what_helped_is_tried_first_again() -> None:
     assert valve.look(FULL, 0) is Relief.CONTROL
     assert valve.look(1000, 1) is None
     assert valve.look(FULL, 2) is Relief.CONTROL
+
+
+def test_a_flood_of_subscriptions_leaves_control_alone() -> None:
+    """Where it is known who is to blame, nobody else is dropped."""
+    valve = Valve(1000)
+    assert valve.look(FULL, 0, flooded=True) is Relief.VERDICTS
+    assert valve.look(1000, 1) is None
