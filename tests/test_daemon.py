@@ -129,7 +129,7 @@ def test_stop_drains(make_daemon: MakeDaemon, number: signal.Signals) -> None:
     with running(daemon) as subscriber:
         subscriber.until(lambda seen: len(seen.verdicts) >= 10)
         children = daemon.children()
-        assert len(daemon.segments()) == 3
+        assert len(daemon.segments()) == 4
         daemon.signal(number)
         assert daemon.wait() == 0
         seen = subscriber.until(lambda seen: seen.state == "stopping")

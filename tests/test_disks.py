@@ -61,7 +61,7 @@ def test_what_was_sent_while_the_disk_hung_outlives_the_publisher(make_daemon: M
         daemon.signal(signal.SIGTERM)
         subscriber.until(lambda seen: seen.state == "stopping")
         assert daemon.wait() == 0
-    assert {(each["decision"], each["reason"]) for each in unjournaled(seen)} == {("error", "internal")}
+    assert {each["decision"] for each in unjournaled(seen)} == {"error"}
     rows = journaled(daemon.journal, seen.verdicts[0]["session"])
     assert list(rows) == list(range(1, len(rows) + 1))
     assert seen.raw.items() <= {(seen.verdicts[0]["session"], "cam1", seq): body for seq, body in rows.items()}.items()
