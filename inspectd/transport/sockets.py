@@ -25,6 +25,8 @@ from inspectd.transport.wire import PREVIEW_ROOT, preview_topic
 BIND_PATIENCE_S = 5.0
 REBIND_S = 0.02
 MAX_REQUEST_BYTES = 64 * 1024
+MAX_SUBSCRIPTION_BYTES = 1024
+"""More than any topic, or any step of a CURVE handshake; libzmq keeps a node of a tree for each byte."""
 PUBLIC_HWM = 1000
 CONTROL_HWM = 128
 """Replies that may wait for one client: a `history` has megabytes, and a client that never reads must not hold many."""
@@ -188,7 +190,7 @@ class VerdictSocket(_PublicSocket):
     """
 
     def __init__(self, endpoint: str, topics: Iterable[bytes], on_wait: Callable[[], None] | None = None) -> None:
-        super().__init__(zmq.XPUB, endpoint, {zmq.XPUB_MANUAL: 1}, on_wait)
+        super().__init__(zmq.XPUB, endpoint, {zmq.XPUB_MANUAL: 1, zmq.MAXMSGSIZE: MAX_SUBSCRIPTION_BYTES}, on_wait)
         self._admitted = frozenset(topic[:end] for topic in topics for end in range(len(topic) + 1))
         self._previews: Counter[bytes] = Counter()
         self._refused = 0
