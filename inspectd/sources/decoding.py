@@ -6,6 +6,7 @@ error on is tainted until the next sound key frame, also where the decoder repor
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -22,6 +23,21 @@ from av.video.stream import VideoStream
 from inspectd.records import PixelsU8
 
 NO_KEY_FRAME = "no key frame yet"
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""glibc's malloc.h."""
+
+
+def keep_large_blocks() -> None:
+    """Lets this process use the memory of its last frames for its next ones, instead of asking the kernel each time.
+
+    Three quarters of the time that a 1080p frame takes to become BGR are page faults otherwise. Does nothing where the
+    C library is not glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    for option, size in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 256 << 20), (M_TOP_PAD, 64 << 20)):
+        libc.mallopt(option, size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -112,7 +112,7 @@ class Backoff:
     """
 
     first_s: float = 0.1
-    most_s: float = 1.5
+    most_s: float = 1.0
     rng: random.Random = field(default_factory=random.Random)
     _tries: int = 0
 

@@ -1,8 +1,15 @@
-"""Which frames of a `continuous` camera become verdicts (contract §4). Pure: frames in, decisions out."""
+"""Which frames become verdicts, `continuous` and `external` (contract §4). Pure: frames in, decisions out."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from inspectd.records import Frame
+
+RECENT_FRAMES = 4
+"""A trigger's way to its camera is shorter than so many frames."""
 
 
 class Continuous:
@@ -31,3 +38,50 @@ class Continuous:
         # The schedule keeps its mean rate while frames come, and starts again after a pause instead of catching up.
         self._due_ns += self._period_ns if late_ns < self._period_ns else late_ns + self._period_ns
         return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """An external trigger that was accepted and waits for its frame."""
+
+    seq: int
+    arrived_ns: int
+    deadline_ns: int
+
+
+class External:
+    """Which frame an external trigger gets: the first that was exposed after it came, by the frame's own time.
+
+    A frame that was exposed earlier is never given, however late it comes. One that came while the trigger was still on
+    its way to this process is: some frames are kept for that.
+    """
+
+    def __init__(self, left: Iterable[Request] = ()) -> None:
+        """`left` are the triggers that an earlier process accepted and gave no frame."""
+        self._waiting = deque(left)
+        self._recent: deque[Frame] = deque(maxlen=RECENT_FRAMES)
+
+    def ask(self, request: Request) -> Frame | None:
+        """Takes a trigger: the frame for it, None where it is still to come."""
+        found = next((frame for frame in self._recent if frame.captured_ns > request.arrived_ns), None)
+        if found is None:
+            self._waiting.append(request)
+        return found
+
+    def feed(self, frame: Frame) -> list[Request]:
+        """Takes every frame, in order: the triggers that it is for."""
+        self._recent.append(frame)
+        return self._taken([each for each in self._waiting if frame.captured_ns > each.arrived_ns])
+
+    def overdue(self, now_ns: int, reserve_ns: int) -> list[Request]:
+        """The triggers whose deadline is so near that no frame helps them any more."""
+        return self._taken([each for each in self._waiting if now_ns >= each.deadline_ns - reserve_ns])
+
+    def give_up(self) -> list[Request]:
+        """All that wait."""
+        return self._taken(list(self._waiting))
+
+    def _taken(self, requests: list[Request]) -> list[Request]:
+        for request in requests:
+            self._waiting.remove(request)
+        return requests

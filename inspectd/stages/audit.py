@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from inspectd.journal import Entry
@@ -12,6 +13,8 @@ from inspectd.stages.journaling import Commit, JournalWriter
 
 COMMIT_NS = 150_000_000
 """A commit is waited for so long at most: heartbeats go on in time, and a journal that is slower has stalled."""
+
+MEANWHILE_S = 0.002
 
 
 class Audit:
@@ -51,15 +54,24 @@ class Audit:
         """
         return max(self._reserve_ns, min([now_ns + COMMIT_NS, *dues_ns]) - now_ns)
 
-    def commit(self, frozen: list[Frozen], patience_ns: int) -> list[Frozen]:
-        """What is to be sent now: the same verdicts, or, where the journal does not hold them in time, others."""
+    def commit(
+        self, frozen: list[Frozen], patience_ns: int, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[Frozen]:
+        """What is to be sent now: the same verdicts, or, where the journal does not hold them in time, others.
+
+        Args:
+            meanwhile: called every 2 ms of a slow commit.
+        """
         if not self.keeps_up():
             replaced = [self._unjournaled(each) for each in frozen]
             self._owed = self._writer.submit([entry_of(each) for each in replaced], promised=True)
             self.unjournaled += len(replaced)
             return replaced
         commit = self._writer.submit([entry_of(each) for each in frozen])
-        if commit.wait(patience_ns / 1e9):
+        until_ns = time.monotonic_ns() + patience_ns
+        while (left_ns := until_ns - time.monotonic_ns()) > 0 and not commit.wait(min(MEANWHILE_S, left_ns / 1e9)):
+            meanwhile()
+        if commit.wait(0):
             return frozen
         replaced = [self._unjournaled(each) for each in frozen]
         if not commit.abandon([entry_of(each) for each in replaced]):

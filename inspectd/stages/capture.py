@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from inspectd.errors import SourceError
 from inspectd.log import get_logger
 from inspectd.records import CameraState, Frame, PixelsU8, Reason, TriggerKind
 from inspectd.settings import DropSource, FileSource, FolderSource
 from inspectd.sources.base import EndOfSource, FrameSource
+from inspectd.sources.decoding import keep_large_blocks
 from inspectd.sources.gates import Gates
 from inspectd.sources.open import open_source
 from inspectd.sources.presence import Part, Parts, Taken
 from inspectd.sources.timing import Backoff
-from inspectd.sources.triggers import Continuous
+from inspectd.sources.triggers import Continuous, External, Request
 from inspectd.stages.lifecycle import Life
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import CommandLine, Outbox, stage_endpoint
@@ -38,16 +38,8 @@ MOST_IN_ZONE = 32
 
 def work(life: Life) -> None:
     """One camera's process."""
+    keep_large_blocks()
     Capture(life, life.charge.camera).run()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """An external trigger that was accepted and waits for its frame."""
-
-    seq: int
-    arrived_ns: int
-    deadline_ns: int
 
 
 class Capture:
@@ -68,7 +60,8 @@ class Capture:
         self._continuous = Continuous(every_nth=self._camera.trigger.every_nth, max_fps=self._camera.trigger.max_fps)
         self._parts: Parts | None = None
         self._gates = Gates(self._camera, slot_bytes=self._ring.slot_bytes, inspected=self._last_inspected())
-        self._requests = self._left_requests()
+        self._external = External(self._left_requests())
+        self._gated: tuple[Frame | None, Reason | None] = None, None
         self._trigger_ids = self._left_trigger_ids()
         self._backoff = Backoff()
         self._missed_before = 0
@@ -108,6 +101,7 @@ class Capture:
             finally:
                 start_index = source.next_index
                 source.close()
+        self._fail_all(Reason.INTERNAL)  # nobody has to wait for the end of the drain
 
     # -- the source -----------------------------------------------------------------------------------------------
 
@@ -138,7 +132,7 @@ class Capture:
                 continue
             frame = source.read(READ_S)
             self._count_missed(source)
-            self._answer_overdue_requests(time.monotonic_ns())
+            self._fail_overdue(time.monotonic_ns())
             if frame is not None:
                 self._view.state = CameraState.READY
                 self._view.frames_read += 1
@@ -162,20 +156,20 @@ class Capture:
         while not self._stopping() and time.monotonic() < until_s:
             self._life.beat()
             self._take_requests()
-            self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
+            self._fail_all(Reason.CAMERA_LOST)
             time.sleep(READ_S)
 
     def _end(self) -> None:
         """The recording is through: its last part is inspected, then only the heart beats."""
         for part in self._parts.flush() if self._parts is not None else ():
             self._inspect(part)
-        self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
+        self._fail_all(Reason.CAMERA_LOST)
         self._view.state = CameraState.ENDED
         get_logger().info("camera_ended", last_seq=self._view.high_water)
         while not self._stopping():
             self._life.beat()
             self._take_requests()
-            self._fail_requests(Reason.CAMERA_LOST, time.monotonic_ns(), all_of_them=True)
+            self._fail_all(Reason.CAMERA_LOST)
             time.sleep(READ_S)
 
     def _last_inspected(self) -> PixelsU8 | None:
@@ -195,7 +189,8 @@ class Capture:
         if not self._accepting():
             return
         if self._kind is TriggerKind.EXTERNAL:
-            self._serve_requests(frame)
+            for request in self._external.feed(frame):
+                self._give(request, frame)
             return
         if self._kind is TriggerKind.PRESENCE:
             self._watch_for_parts(frame)
@@ -325,13 +320,13 @@ class Capture:
 
     # -- external triggers --------------------------------------------------------------------------------------------
 
-    def _left_requests(self) -> deque[_Request]:
+    def _left_requests(self) -> list[Request]:
         """The triggers that the last generation accepted and has not given a frame."""
-        return deque(
-            _Request(seq=row.seq, arrived_ns=row.accepted_ns, deadline_ns=row.deadline_ns)
+        return [
+            Request(seq=row.seq, arrived_ns=row.accepted_ns, deadline_ns=row.deadline_ns)
             for row in self._view.unanswered()
             if row.trigger_kind is TriggerKind.EXTERNAL and row.slot < 0 and row.gate is None
-        )
+        ]
 
     def _left_trigger_ids(self) -> dict[str, None]:
         """The ids of the triggers that were accepted lately, oldest first, as far as the table still knows them."""
@@ -366,36 +361,38 @@ class Capture:
             if seq is not None:
                 self._remember(command["trigger_id"])
             if seq is not None and row.gate is None:
-                self._requests.append(_Request(seq=seq, arrived_ns=arrived_ns, deadline_ns=deadline_ns))
+                request = Request(seq=seq, arrived_ns=arrived_ns, deadline_ns=deadline_ns)
+                frame = self._external.ask(request)
+                if frame is not None:
+                    self._give(request, frame)
 
-    def _serve_requests(self, frame: Frame) -> None:
-        """Gives the first frame exposed after its arrival to every trigger that waits."""
-        ready = [request for request in self._requests if frame.captured_ns > request.arrived_ns]
-        gate = (
-            self._gates.refuse(frame) if ready else None
-        )  # once: two triggers may share a frame, that is no repeated picture
-        for request in ready:
-            self._requests.remove(request)
-            slots = [] if gate is not None else self._slots(1)
-            if not slots:
-                self._view.decide(request.seq, gate or Reason.OVERLOAD)
-            else:
-                generation = self._ring.write(slots[0], frame.pixels_bgr, request.seq)
-                row = self._row(Part(frames=(frame,)), gate=None)
-                self._view.fill(request.seq, replace(row, slot=slots[0], slot_generation=generation))
-            self._wake()
+    def _give(self, request: Request, frame: Frame) -> None:
+        """Gives a trigger its frame, or the reason why a gate refuses it."""
+        if self._gated[0] is not frame:  # once: two triggers may share a frame, that is no repeated picture
+            self._gated = frame, self._gates.refuse(frame)
+        gate = self._gated[1]
+        slots = [] if gate is not None else self._slots(1)
+        if not slots:
+            self._view.decide(request.seq, gate or Reason.OVERLOAD)
+        else:
+            generation = self._ring.write(slots[0], frame.pixels_bgr, request.seq)
+            row = self._row(Part(frames=(frame,)), gate=None)
+            self._view.fill(request.seq, replace(row, slot=slots[0], slot_generation=generation))
+        self._wake()
 
-    def _answer_overdue_requests(self, now_ns: int) -> None:
-        self._fail_requests(Reason.CAMERA_LOST, now_ns, all_of_them=False)
-
-    def _fail_requests(self, reason: Reason, now_ns: int, *, all_of_them: bool) -> None:
-        """Decides triggers whose frame did not come (in time) as errors."""
+    def _fail_overdue(self, now_ns: int) -> None:
+        """Triggers whose frame did not come in time."""
         reserve_ns = round(2e6 * self._life.charge.settings.publisher.publish_reserve_ms)
-        gone = [each for each in self._requests if all_of_them or now_ns >= each.deadline_ns - reserve_ns]
-        for request in gone:
-            self._requests.remove(request)
+        self._decide(self._external.overdue(now_ns, reserve_ns), Reason.CAMERA_LOST)
+
+    def _fail_all(self, reason: Reason) -> None:
+        """Triggers that no frame will come for."""
+        self._decide(self._external.give_up(), reason)
+
+    def _decide(self, requests: Sequence[Request], reason: Reason) -> None:
+        for request in requests:
             self._view.decide(request.seq, reason)
-        if gone:
+        if requests:
             self._wake()
 
     # -- life ---------------------------------------------------------------------------------------------------------

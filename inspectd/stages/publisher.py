@@ -276,7 +276,7 @@ class Publisher:
                 deadlines_ns.append(answer.row.deadline_ns)
         if frozen:
             dues_ns = [each - self._reserve_ns for each in deadlines_ns if each] + list(self._dues_ns())
-            for each in self._audit.commit(frozen, self._audit.patience_ns(dues_ns, now_ns)):
+            for each in self._audit.commit(frozen, self._audit.patience_ns(dues_ns, now_ns), self._requests.note):
                 self._publish(each)
 
     def _dues_ns(self) -> Iterator[int]:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +32,7 @@ SERVE_NS = 5_000_000
 MAX_WAITING = 1000
 MAX_HISTORY_BYTES = 2 << 20
 """A thousand verdicts without many regions; who gets fewer than he asked for asks again from the last one."""
+MAX_NOTED = 100
 MAX_KNOWN = 10_000
 """Trigger ids whose seq is kept at hand; older ones are in the journal."""
 REMEMBERED = 512
@@ -86,14 +87,15 @@ class Requests:
         self._find_picture = find_picture
         self._waiting: dict[tuple[str, str], list[_Waiter]] = {}
         self._seqs: dict[tuple[str, str], int] = {}
+        self._noted: deque[tuple[int, list[bytes], bytes]] = deque()
         self._tallies = {name: _Tally() for name in self._table.cameras}
 
     def serve(self, now_ns: int) -> None:
         """Answers what waits on the socket, for a short time a turn, and clients whose trigger no capture took."""
         started_ns = time.monotonic_ns()
-        for envelope, body in self._socket.requests():
+        for came_ns, envelope, body in self._come():
             try:
-                reply = self._carry_out(control.parse(body), envelope, now_ns)
+                reply = self._carry_out(control.parse(body), envelope, came_ns)
             except RequestError as error:
                 self._metrics.bad_requests.inc()
                 reply = (control.refused(error),)
@@ -102,6 +104,17 @@ class Requests:
             if time.monotonic_ns() - started_ns > SERVE_NS:
                 break
         self._refuse_untaken(now_ns)
+
+    def note(self) -> None:
+        """Takes in what waits on the socket, for the next turn: a trigger counts from when it came."""
+        if len(self._noted) < MAX_NOTED:
+            self._noted += ((time.monotonic_ns(), *each) for each in self._socket.requests())
+
+    def _come(self) -> Iterator[tuple[int, list[bytes], bytes]]:
+        while self._noted:
+            yield self._noted.popleft()
+        for envelope, body in self._socket.requests():
+            yield time.monotonic_ns(), envelope, body
 
     def row_accepted(self, camera: str, row: Row) -> None:
         """Tells the clients whose trigger this is its `seq`. The row is the truth, whatever became of its capture."""
@@ -177,6 +190,8 @@ class Requests:
         if kind is not TriggerKind.EXTERNAL:
             message = f'camera: {request.camera} has trigger.kind = "{kind}"; only "external" takes requests'
             raise RequestError(ErrorCode.BAD_REQUEST, message, request.id)
+        if self._table.stopping:
+            raise RequestError(ErrorCode.UNAVAILABLE, "trigger: the daemon stops", request.id)
         key = (request.camera, request.trigger_id)
         seq = self._seq_of(request, key)
         if seq is not None and (not request.wait or seq <= self._view(request.camera).answered_through):

@@ -1,4 +1,4 @@
-"""Which frames of a continuous camera are inspected: by count and by rate."""
+"""Which frames are inspected: of a continuous camera by count and by rate, for a trigger by their exposure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from clips import numbered
 
 from inspectd.records import Frame
-from inspectd.sources.triggers import Continuous
+from inspectd.sources.triggers import Continuous, External, Request
 
 PIXELS = numbered(1)
 
@@ -39,3 +39,43 @@ def test_max_fps_does_not_catch_up_after_a_pause() -> None:
     taken = [trigger.wants(frame(n, 60 + n / 25)) for n in range(1, 26)]
     assert 5 <= sum(taken) <= 6
     assert not any(left and right for left, right in pairwise(taken))
+
+
+def request(seq: int, arrived_s: float, deadline_s: float = 100.0) -> Request:
+    return Request(seq=seq, arrived_ns=round(arrived_s * 1e9), deadline_ns=round(deadline_s * 1e9))
+
+
+def test_external_trigger_gets_the_first_frame_exposed_after_it() -> None:
+    """Exposure decides, not the order of coming: what was exposed before the trigger is never given to it."""
+    external = External()
+    assert external.ask(request(1, 1.0)) is None
+    assert external.feed(frame(0, 0.9)) == []
+    assert external.feed(frame(1, 1.0)) == []
+    assert [each.seq for each in external.feed(frame(2, 1.04))] == [1]
+    assert external.feed(frame(3, 1.08)) == []
+
+
+def test_frame_that_overtook_its_trigger_is_not_skipped() -> None:
+    """A trigger that was on its way when its frame came gets that very frame, not the next one."""
+    external = External()
+    for number in range(8):
+        assert external.feed(frame(number, 1 + 0.04 * number)) == []
+    found = external.ask(request(1, 1.21))
+    assert found is not None
+    assert found.index == 6  # of 1.24 s
+
+
+def test_triggers_share_the_frame_that_is_the_next_for_each() -> None:
+    """Two triggers within one period are two verdicts on one frame."""
+    external = External([request(1, 1.0)])
+    assert external.ask(request(2, 1.01)) is None
+    assert [each.seq for each in external.feed(frame(0, 1.02))] == [1, 2]
+
+
+def test_triggers_leave_once() -> None:
+    """Overdue ones before their deadline by the reserve, all others when they are given up."""
+    external = External([request(1, 1.0, deadline_s=2.0), request(2, 1.0, deadline_s=3.0)])
+    assert external.overdue(round(1.9e9), 40_000_000) == []
+    assert [each.seq for each in external.overdue(round(1.97e9), 40_000_000)] == [1]
+    assert [each.seq for each in external.give_up()] == [2]
+    assert external.feed(frame(0, 5.0)) == []
