@@ -52,6 +52,11 @@ def write_clip(
         stream.codec_context.gop_size = gop
         if codec == "libx264":
             stream.options = {"bf": str(b_frames), "preset": "veryfast", "threads": "1", "sc_threshold": "0"}
+        if codec == "libx265":
+            shape = f"bframes={b_frames}:keyint={gop}:min-keyint={gop}:scenecut=0:pools=1:frame-threads=1"
+            stream.options = {"preset": "ultrafast", "x265-params": f"{shape}:log-level=none"}
+        if codec == "mjpeg":
+            stream.options = {"huffman": "default"}  # the tables that RTP knows (RFC 2435)
         for number, picture in enumerate(frames):
             if number == 0:
                 stream.height, stream.width = picture.shape[:2]

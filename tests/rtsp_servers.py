@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
+import time
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +53,7 @@ class RtspServer:
         self._pushes = Path(tempfile.mkdtemp(prefix="inspectd-rtsp-")) / "pushes"
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self.started_s = 0.0
 
     @property
     def url(self) -> str:
@@ -63,6 +67,7 @@ class RtspServer:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert self.process.stdout is not None
         assert self.process.stdout.readline().startswith(b"ready")
+        self.started_s = time.monotonic()
 
     def pushes(self) -> list[tuple[int, int]]:
         """Number and monotonic ns of every frame that it sent, over all its lives."""
@@ -93,3 +98,49 @@ class RtspServer:
         """Ends it for good."""
         self.kill()
         shutil.rmtree(self._pushes.parent)
+
+
+class Hole:
+    """A way to a server that may become a black hole: connections are still accepted, and every byte is swallowed."""
+
+    def __init__(self, port: int) -> None:
+        self.swallows = False
+        self._to = port
+        self._accepting = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._accepting.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        """Ends all connections."""
+        self._accepting.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in (self._accepting, *self._ends):
+            end.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._accepting.accept()
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._ends += [near, far]
+                for ends in ((near, far), (far, near)):
+                    self._threads.append(threading.Thread(target=self._pump, args=ends))
+                    self._threads[-1].start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        """What was cut once stays silent: the bytes are gone."""
+        swallowed = False
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                swallowed = swallowed or self.swallows
+                if not swallowed:
+                    target.sendall(data)
+            if not swallowed:
+                target.shutdown(socket.SHUT_WR)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from clips import number_of, write_numbered
-from rtsp_servers import RtspServer, free_port
+from rtsp_servers import Hole, RtspServer, free_port
 
 from inspectd.errors import SourceError, SourceLost, SourceTimeout
-from inspectd.records import Frame
+from inspectd.records import Frame, TimeKind
 from inspectd.settings import RtspSource
 from inspectd.sources.live import STALE_S, THREAD_NAME, LiveCamera
 from inspectd.sources.open import open_source, probe
@@ -262,3 +262,80 @@ def test_connections_that_hang_are_limited() -> None:
         wait_for(lambda: not any(thread.name == THREAD_NAME for thread in threading.enumerate()))
         with closing(rtsp_camera(source)) as camera:
             assert camera.next_index == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"), [("h265.mp4", "libx265", "yuv420p"), ("mjpeg.mkv", "mjpeg", "yuvj420p")]
+)
+def test_other_codecs_come_in_order_and_undamaged(
+    make_rtsp_server: Callable[..., RtspServer], tmp_path: Path, name: str, codec: str, pix_fmt: str
+) -> None:
+    """H.265 and MJPEG are cameras like any other."""
+    server = make_rtsp_server(write_numbered(tmp_path / name, 48, codec=codec, pix_fmt=pix_fmt))
+    with closing(rtsp_camera(settings(server.url))) as camera:
+        frames = [read_until(camera, any_frame) for _ in range(30)]
+    first = frames[0]
+    assert {frame.damage for frame in frames} == {None}
+    for frame in frames:
+        assert number_of(frame.pixels_bgr) == (number_of(first.pixels_bgr) + frame.index - first.index) % 48
+
+
+def test_rtcp_tells_when_frames_were_exposed(server: RtspServer) -> None:
+    """Until the first sender report arrival counts; from then on the time is that of the push, to milliseconds."""
+    with closing(rtsp_camera(settings(server.url))) as camera:
+        assert read_until(camera, any_frame).time_kind is TimeKind.ARRIVAL
+        read_until(camera, lambda frame: frame.time_kind is TimeKind.RTCP)
+        frames = [read_until(camera, any_frame) for _ in range(10)]
+    pushed = dict(server.pushes()[-100:])
+    for frame in frames:
+        nearest = min(pushed.items(), key=lambda push: abs(push[1] - frame.captured_ns))
+        assert nearest[0] % FRAMES == number_of(frame.pixels_bgr)
+        assert frame.captured_ns - nearest[1] == pytest.approx(0, abs=10_000_000)
+        assert frame.arrived_ns >= frame.captured_ns
+
+
+def test_rtcp_is_not_trusted_where_it_must_not_be(server: RtspServer) -> None:
+    """With `trust_rtcp = false` the arrival less the configured lag counts throughout."""
+    source = settings(server.url, trust_rtcp=False, exposure_lag_ms=80)
+    begun_s = time.monotonic()
+    with closing(rtsp_camera(source)) as camera:
+        frame = read_until(camera, lambda _: time.monotonic() > begun_s + 4)
+    assert frame.time_kind is TimeKind.ARRIVAL
+    assert frame.lag_ns >= 80_000_000
+
+
+def test_black_hole_is_left_as_soon_as_it_ends(server: RtspServer) -> None:
+    """What was sent into it never comes back, so further connections are tried while the first still waits."""
+    hole = Hole(server.port)
+    source = settings(f"rtsp://127.0.0.1:{hole.port}/cam", silence_s=1.0, open_timeout_s=60.0)
+    with closing(hole):
+        with closing(rtsp_camera(source)) as camera:
+            read_until(camera, any_frame)
+            hole.swallows = True
+            error, lost_after_s = read_to_failure(camera)
+        assert isinstance(error, SourceTimeout)
+        assert lost_after_s < 6.0
+        with closing(rtsp_camera(source)) as camera:
+            assert camera.read(2.5) is None
+            hole.swallows = False
+            begun_s = time.monotonic()
+            frame = read_until(camera, any_frame)
+            back_after_s = time.monotonic() - begun_s
+    assert frame.damage is None
+    assert back_after_s < 15.0
+
+
+@pytest.mark.parametrize("password", ["s3cret/w@rd", "wr0ng"])
+def test_login(make_rtsp_server: Callable[..., RtspServer], clip: Path, tmp_path: Path, password: str) -> None:
+    """User and password from keys of their own open the camera; a wrong one is told without being told."""
+    server = make_rtsp_server(clip, login="jane:s3cret/w@rd")
+    (tmp_path / "password").write_text(password + "\n")
+    source = settings(server.url, username="jane", password_file=tmp_path / "password")
+    with closing(rtsp_camera(source)) as camera:
+        if password == "wr0ng":
+            error, _ = read_to_failure(camera)
+            assert "401" in str(error)
+            told = f"{error!r} {error.__cause__!r} {error.__context__!r}"
+            assert not any(secret in told for secret in ("jane", password))
+        else:
+            assert read_until(camera, any_frame).damage is None
