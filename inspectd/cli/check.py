@@ -53,6 +53,7 @@ def _show(findings: list[Finding]) -> None:
     table = Table("", "what", Column("which", overflow="fold"), Column("detail", overflow="fold"))
     for finding in findings:
         mark = Text("ok", style="green") if finding.right else Text("wrong", style="bold red")
+        mark = Text("warning", style="yellow") if finding.warns else mark
         table.add_row(mark, finding.what, Text(finding.subject), Text(finding.detail))
     console = Console()
     console.print(table)

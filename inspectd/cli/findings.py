@@ -21,7 +21,7 @@ from inspectd.errors import ConfigError, InspectdError
 from inspectd.inspection import Inspector
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import PixelsU8
-from inspectd.settings import GenicamSource, Settings, Source, V4l2Source
+from inspectd.settings import GenicamSource, MjpegSource, RtspSource, Settings, Source, V4l2Source
 from inspectd.sources.grabbing import grab
 from inspectd.sources.open import probe
 from inspectd.sources.presence import presence_error
@@ -39,6 +39,8 @@ class Finding:
     subject: str
     right: bool
     detail: str
+    warns: bool = False
+    """Right as it stands, and yet something to think of."""
 
     def as_dict(self) -> dict[str, str | bool]:
         """For `--json`."""
@@ -55,6 +57,7 @@ def look(settings: Settings) -> Iterator[Finding]:
     yield from _endpoints(settings, pid)
     frames: dict[str, PixelsU8] = {}
     yield from _cameras(settings, pid, frames)
+    yield from _unknown_lags(settings)
     if _all_known(settings):
         yield _try("memory", str(SHARED_MEMORY), lambda: _shared_memory(settings))
     for recipe_name in sorted({camera.recipe for camera in settings.cameras.values()}):
@@ -192,6 +195,20 @@ def _camera(source: Source, name: str, pid: str | None, frames: dict[str, Pixels
         return f"{source.kind}: no image yet"
     frames[name] = grabbed.pixels_bgr
     return f"{source.kind} {grabbed}"
+
+
+def _unknown_lags(settings: Settings) -> Iterator[Finding]:
+    """Warns of cameras whose triggers may get a frame that was exposed just before them."""
+    for name, camera in settings.cameras.items():
+        source = camera.source
+        if not isinstance(source, RtspSource | MjpegSource) or camera.trigger.kind != "external":
+            continue
+        if source.exposure_lag_ms is None:
+            detail = (
+                f"cameras.{name}.source.exposure_lag_ms is not set: without RTCP a frame counts as exposed when it "
+                "arrives, and a trigger may get one exposed shortly before it; set how long frames are under way"
+            )
+            yield Finding(what="trigger", subject=name, right=True, detail=detail, warns=True)
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ error on is tainted until the next sound key frame, also where the decoder repor
 from __future__ import annotations
 
 import ctypes
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -21,8 +22,11 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from inspectd.records import PixelsU8
+from inspectd.sources.h264 import FrameNumbers
 
 NO_KEY_FRAME = "no key frame yet"
+MOST_BROKEN = 64
+"""More than a decoder holds back."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """glibc's malloc.h."""
 
@@ -63,15 +67,19 @@ class Decoder:
         self._codec.thread_count = threads
         self._codec.copy_opaque = True
         self._codec.flags |= Flags.output_corrupt  # better a frame that is marked than one that is missing
+        is_h264 = self._codec.name == "h264"
+        self._numbers = FrameNumbers(self._codec.extradata or b"") if is_h264 else None
         self._sent = 0
         self._open: set[int] = set()  # packets sent and not answered yet
-        self._broken_at = 0
-        self._damage: str | None = NO_KEY_FRAME
+        self._begun = False
+        self._broken: list[tuple[int, str]] = []  # packets that something is wrong with, since the last key frame
 
     @property
     def damage(self) -> str | None:
         """What taints the stream now, None when the last key frame and all after it were sound."""
-        return self._damage
+        if not self._begun:
+            return NO_KEY_FRAME
+        return self._broken[0][1] if self._broken else None
 
     def decode(self, packet: Packet[VideoStream] | None) -> Iterator[Picture]:
         """The pictures that a packet yields, in the order of display; None flushes the decoder at the end."""
@@ -82,12 +90,14 @@ class Decoder:
             self._open.add(number)
             if packet.is_corrupt:
                 self._taint(number, "packet damaged on the way")
+            if self._numbers is not None and self._numbers.misses(bytes(packet)):
+                self._taint(number, "a frame is missing")
         try:
             frames = self._codec.decode(packet)
         except FFmpegError as error:
             self._taint(number, f"decode error: {error.strerror}")
             self._open.discard(number)
-            yield Picture(raw=None, pts_s=None if packet is None else self._seconds(packet.pts), damage=self._damage)
+            yield Picture(raw=None, pts_s=None if packet is None else self._seconds(packet.pts), damage=self.damage)
             return
         for frame in frames:
             yield from self._judge(frame)
@@ -99,31 +109,30 @@ class Decoder:
         self._open.discard(number)
         if frame.is_corrupt:
             self._taint(number, "decode error concealed")
-        elif self._damage is not None and number >= self._broken_at and _is_entry(frame):
+        elif (not self._begun or self._broken) and _is_entry(frame):
             yield from self._lost(before=number)
-            self._damage = None
-        tainted = self._damage is not None and number >= self._broken_at
-        yield Picture(raw=frame, pts_s=self._seconds(frame.pts), damage=self._damage if tainted else None)
+            self._begun = True
+            self._broken = [each for each in self._broken if each[0] >= number]  # a decoder with B-frames is behind
+        tainted = not self._begun or any(at <= number for at, _ in self._broken)
+        yield Picture(raw=frame, pts_s=self._seconds(frame.pts), damage=self.damage if tainted else None)
 
     def _seconds(self, pts: int | None) -> float | None:
         """The stream's own time; a frame that is flushed out has lost its time base, so the stream's is taken."""
         return None if pts is None or self._time_base is None else float(pts * self._time_base)
 
     def _taint(self, number: int, damage: str) -> None:
-        if self._damage is None:
-            self._broken_at = number
-        if self._damage != NO_KEY_FRAME:  # what is broken before the first key frame is broken for want of it
-            self._damage = damage
+        insort(self._broken, (number, damage))
+        del self._broken[1:-MOST_BROKEN]  # the first decides, and the last where a key frame came in between
 
     def _lost(self, *, before: int) -> Iterator[Picture]:
         """Stand-ins for packets since the damage that the decoder swallowed without a word."""
         lost = {number for number in self._open if number < before}
         self._open -= lost
-        if self._damage is None or self._damage == NO_KEY_FRAME:
+        if not self._begun or not self._broken:
             return  # a sound stream may hold packets that are no picture, such as edits of an MP4
         for number in sorted(lost):
-            if number >= self._broken_at:
-                yield Picture(raw=None, pts_s=None, damage=self._damage)
+            if number >= self._broken[0][0]:
+                yield Picture(raw=None, pts_s=None, damage=self.damage)
 
 
 def _is_entry(frame: VideoFrame) -> bool:
