@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -48,18 +47,21 @@ def test_trigger_gets_the_first_frame_exposed_after_it(
     assert errors <= {"camera_lost", "overload", "late"}
 
 
-def test_stop_answers_waiting_triggers_at_once(make_daemon: Callable[..., Daemon]) -> None:
+def test_stop_answers_waiting_triggers_at_once(
+    make_daemon: Callable[..., Daemon], make_rtsp_server: Callable[..., RtspServer], clip: Path
+) -> None:
     """Nobody waits for the end of the drain: a trigger without a frame is `error/internal` as the daemon stops."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/cam"
-        source = f'source = {{ kind = "rtsp", url = "{url}", open_timeout_s = 60 }}'
-        daemon = make_daemon({"cam1": f'{source}\ntrigger = {{ kind = "external" }}\n'})
-        with running(daemon) as subscriber:
-            subscriber.until(lambda seen: seen.state == "ready")
-            assert daemon.ask("trigger", camera="cam1", trigger_id="a")["seq"] == 1
-            daemon.signal(signal.SIGTERM)
-            begun_s = time.monotonic()
-            (verdict,) = subscriber.until(lambda seen: bool(seen.verdicts)).verdicts
-            assert time.monotonic() - begun_s < DRAIN_S
-            assert daemon.wait() == 0
+    server = make_rtsp_server(clip)
+    daemon = make_daemon({"cam1": camera_tables(server.url).replace("silence_s = 1.0", "silence_s = 60")})
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: seen.state == "ready")
+        server.stall()
+        time.sleep(0.5)  # what is under way arrives
+        assert daemon.ask("trigger", camera="cam1", trigger_id="a")["seq"] == 1
+        daemon.signal(signal.SIGTERM)
+        begun_s = time.monotonic()
+        (verdict,) = subscriber.until(lambda seen: bool(seen.verdicts)).verdicts
+        assert time.monotonic() - begun_s < DRAIN_S
+        server.resume()
+        assert daemon.wait() == 0
     assert (verdict["decision"], verdict["reason"]) == ("error", "internal")
