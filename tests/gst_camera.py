@@ -72,21 +72,20 @@ class Camera:
         source.set_property("caps", self._clip.caps)
         while not self._frame()[1]:
             self._number += 1
-        begun_s = time.monotonic() + self._period_s  # until then the source takes nothing
-        GLib.timeout_add(round(self._period_s * 1000), self._turn, source, begun_s, begun_s)
+        first_s = time.monotonic() + self._period_s  # until then the source takes nothing
+        GLib.timeout_add(round(self._period_s * 1000), self._turn, source, first_s)
 
-    def _turn(self, source: object, begun_s: float, due_s: float) -> bool:
+    def _turn(self, source: object, due_s: float) -> bool:
         """Pushes one frame and comes again when the next is due; a pause is not caught up."""
-        if self._push(source, begun_s):
+        if self._push(source):
             due_s = max(due_s + self._period_s, time.monotonic() - self._period_s)
-            GLib.timeout_add(max(0, round((due_s - time.monotonic()) * 1000)), self._turn, source, begun_s, due_s)
+            GLib.timeout_add(max(0, round((due_s - time.monotonic()) * 1000)), self._turn, source, due_s)
         return False
 
-    def _push(self, source: object, begun_s: float) -> bool:
+    def _push(self, source: object) -> bool:
         encoded, is_key = self._frame()
         held = Gst.Buffer.new_wrapped(encoded)
         now_ns = time.monotonic_ns()
-        held.pts = held.dts = max(0, now_ns - round(begun_s * 1e9))
         if not is_key:
             held.set_flags(Gst.BufferFlags.DELTA_UNIT)
         if self._log is not None:
@@ -103,7 +102,6 @@ def guard(server: GstRtspServer.RTSPServer, factory: GstRtspServer.RTSPMediaFact
     token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", "viewer")
     auth = GstRtspServer.RTSPAuth()
-    auth.set_supported_methods(GstRtspServer.RTSPAuthMethod.BASIC)
     auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), token)
     server.set_auth(auth)
     permissions = GstRtspServer.RTSPPermissions()
@@ -124,7 +122,7 @@ def main() -> None:
     clip = Clip(args.clip)
     factory = GstRtspServer.RTSPMediaFactory()
     payloader = PAYLOADERS[clip.kind]
-    factory.set_launch(f"( appsrc name=in is-live=true format=time ! {payloader} name=pay0 pt=96 )")
+    factory.set_launch(f"( appsrc name=in is-live=true format=time do-timestamp=true ! {payloader} name=pay0 pt=96 )")
     factory.set_shared(True)
     factory.connect("media-configure", Camera(clip, args.fps, args.pushes).configure)
     server = GstRtspServer.RTSPServer()
