@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 from daemons import DEMO, Daemon, Seen, broken_model, file_camera, running, shared
 from safetensors.numpy import load_file, save_file
@@ -63,7 +64,8 @@ def test_other_weights_under_a_new_worker_are_not_believed(make_daemon: MakeDaem
     daemon = make_daemon({"cam1": camera}, recipe=recipe)
     with running(daemon) as subscriber:
         subscriber.until(lambda seen: scored_after(seen, 3))
-        save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
+        others = {name: np.asarray(tensor * 1.01, tensor.dtype) for name, tensor in load_file(weights).items()}
+        save_file(others, weights)
         (worker,) = [each["pid"] for each in daemon.ask("status")["processes"] if each["name"] == "worker"]
         psutil.Process(worker).kill()
         subscriber.until(lambda seen: any(each["reason"] == "worker_lost" for each in seen.verdicts))
