@@ -233,6 +233,16 @@ class Votes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """What one camera of a station said of the part; `seq` is None where it said nothing."""
+
+    camera: str
+    seq: int | None = None
+    decision: Decision | None = None
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeInfo:
     """Which recipe a verdict was made by; `sha256` is over the recipe's files."""
 
@@ -272,4 +282,5 @@ class Verdict:
     model: ModelIdentity | None = None
     captured_utc_ns: int | None = None
     votes: Votes | None = None
+    members: tuple[Member, ...] | None = None
     latency_ms: Latency = field(default_factory=Latency)

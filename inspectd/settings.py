@@ -315,6 +315,43 @@ class Camera(Strict):
     """Frames that may wait in shared memory."""
 
 
+class Station(Strict):
+    """`[stations.NAME]`: several cameras look at one part; beside their own verdicts one for all of them goes out."""
+
+    cameras: list[CameraName] = Field(min_length=2, max_length=8)
+    match: Literal["trigger", "part_id", "time"]
+    """How frames of one part are told: by the trigger that went to the station, by the part's own id, or by time."""
+    window_ms: float | None = Field(default=None, gt=0, le=10_000)
+    """`time`: frames of one part are apart by at most so much; parts follow each other at more than twice as much."""
+    offsets_ms: dict[CameraName, Annotated[float, Field(ge=0, le=600_000)]] = {}
+    """`time`: how much later than at the first camera a part is at this one; default: 0."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Station:
+        if len(set(self.cameras)) != len(self.cameras):
+            raise ValueError("cameras: expected different ones")
+        if (self.match == "time") != (self.window_ms is not None):
+            raise ValueError('window_ms goes with match = "time", and only with it')
+        strange = sorted(set(self.offsets_ms) - set(self.cameras))
+        if strange or (self.offsets_ms and self.match != "time"):
+            raise ValueError('offsets_ms: expected cameras of this station, with match = "time"')
+        return self
+
+    def error(self, cameras: dict[str, Camera]) -> str | None:
+        """Why the station cannot be had with these cameras; None where it can."""
+        unknown = [name for name in self.cameras if name not in cameras]
+        if unknown:
+            return f"cameras: no camera {unknown[0]!r}; there are {', '.join(cameras)}"
+        wanted = "presence" if self.match == "time" else "external"
+        for name in self.cameras:
+            kind = cameras[name].trigger.kind
+            if kind != wanted:
+                return f'match: "{self.match}" needs trigger.kind = "{wanted}"; cameras.{name} has "{kind}"'
+            if self.match == "time" and getattr(cameras[name].source, "pace", "realtime") == "fast":
+                return f'match: "time" needs frames in real time; cameras.{name} has source.pace = "fast"'
+        return None
+
+
 class Worker(Strict):
     """`[worker]`: the process that runs the model."""
 
@@ -393,6 +430,7 @@ class Settings(BaseSettings):
     recipes_dir: Path = Path("recipes")
     endpoints: Endpoints = Endpoints()
     cameras: dict[CameraName, Camera] = Field(min_length=1, max_length=64)
+    stations: dict[CameraName, Station] = Field(default={}, max_length=32)
     worker: Worker = Worker()
     publisher: Publisher = Publisher()
     journal: JournalSettings = JournalSettings()
@@ -412,6 +450,20 @@ class Settings(BaseSettings):
         """The environment beats the file; nothing else is read."""
         del settings_cls, dotenv_settings, file_secret_settings
         return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _stations_fit(self) -> Settings:
+        taken: dict[str, str] = {}
+        for name, station in self.stations.items():
+            if name in self.cameras:
+                raise ValueError(f"stations.{name}: a camera has that name; verdicts of both would have one topic")
+            error = station.error(self.cameras)
+            if error is not None:
+                raise ValueError(f"stations.{name}.{error}")
+            for camera in station.cameras:
+                if taken.setdefault(camera, name) != name:
+                    raise ValueError(f"stations.{name}.cameras: {camera} belongs to stations.{taken[camera]} already")
+        return self
 
     @property
     def sockets_dir(self) -> Path:
@@ -441,14 +493,14 @@ class Settings(BaseSettings):
 def one_line(error: ValidationError) -> str:
     """The first mistake of a validation as `key: what is allowed`, and how many more there are."""
     first, *rest = error.errors()
-    key = _key(first["loc"]) or "file"
+    key = _key(first["loc"])
     message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
     if first["type"] == "extra_forbidden":
         message = "unknown key"
     elif first["type"] not in ("missing", "value_error"):
         message = f"{message} (got {_short(first['input'])})"
     more = f" (and {len(rest)} more)" if rest else ""
-    return f"{key}: {message}{more}"
+    return f"{key}: {message}{more}" if key else f"{message}{more}"
 
 
 def _key(loc: tuple[str | int, ...]) -> str:

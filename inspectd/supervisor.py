@@ -30,6 +30,7 @@ from inspectd.stages.notify import Notifier
 from inspectd.stages.restarts import Restarts
 from inspectd.stages.spill import Spill
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, open_journal, segment_prefix
+from inspectd.stages.station_rules import stations_error
 from inspectd.transport.memory import require_capacity, sweep
 from inspectd.transport.ring import Ring
 from inspectd.transport.sockets import sweep_stage_endpoints
@@ -99,6 +100,8 @@ class Supervisor:
             JournalError: the journal cannot be written.
         """
         self._recipes = {name: load_recipe(self._settings.recipe_path(name)) for name in self._settings.cameras}
+        if (error := stations_error(self._settings, self._recipes)) is not None:
+            raise ConfigError(error)
         slot_bytes = self._slot_bytes()
         with ExitStack() as stack:
             stack.enter_context(StateLock(self._settings.state_dir))
@@ -137,14 +140,14 @@ class Supervisor:
 
     def _create_shared_memory(self, prefix: str, slot_bytes: dict[str, int]) -> None:
         session = new_session()
-        names = tuple(self._settings.cameras)
+        names, stations = tuple(self._settings.cameras), tuple(self._settings.stations)
         spill_bytes = round(self._settings.journal.spill_mb * 1e6)
         require_capacity(sum(self._settings.cameras[name].slots * slot_bytes[name] for name in names), spill_bytes)
         children = ["publisher", "worker", *(f"capture-{name}" for name in names)]
         self._table = Table.create(
             f"{prefix}{session[-8:]}-table",
             session=session,
-            cameras=names,
+            cameras=(*names, *stations),
             children=children,
             started_ns=time.monotonic_ns(),
         )
@@ -261,7 +264,7 @@ class Supervisor:
 
     def _status(self) -> str:
         """One line for `systemctl status`."""
-        views = list(self._views())
+        views = [self._view(name) for name in self._settings.cameras]
         lost = sum(view.state is CameraState.LOST for view in views)
         state = "ready" if self._table.worker_ready and not lost else "degraded"
         return f"{state}: {len(views)} cameras, {lost} lost, {sum(view.answered_through for view in views)} verdicts"

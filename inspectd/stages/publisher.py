@@ -25,6 +25,7 @@ from inspectd.stages.ledger import Answer, Ledger
 from inspectd.stages.lifecycle import Life, Stage
 from inspectd.stages.requests import Requests
 from inspectd.stages.spill import Spill
+from inspectd.stages.stations import Stations, verdict_at
 from inspectd.stages.valve import Relief, Valve, give_back, resident_bytes
 from inspectd.telemetry import Metrics, MetricsServer
 from inspectd.transport import wire
@@ -82,10 +83,12 @@ class Publisher:
             settings.evidence_dir, round(settings.evidence.quota_mb * 1e6), sick=lambda: not self._audit.keeps_up()
         )
         self._views = {name: self._table.camera(index) for index, name in enumerate(self._table.cameras)}
+        self._stations = Stations(settings, self._charge.recipes, self._views)
+        self._recipes = {name: recipe.info for name, recipe in self._charge.recipes.items()} | self._stations.recipes
         self._condition = Condition(
             self._table,
             self._views,
-            {name: recipe.sha256 for name, recipe in self._charge.recipes.items()},
+            {name: recipe.sha256 for name, recipe in self._recipes.items()},
             writer=self._writer,
             audit=self._audit,
             evidence=self._evidence,
@@ -96,6 +99,7 @@ class Publisher:
         recipes = self._charge.recipes.items()
         self._models = {name: each.calibration.model_sha256 for name, each in recipes if each.calibration is not None}
         """The model of each camera: the calibrated one, or the first that judged. Weights may change under a worker."""
+        self._hear_again()
         self._open_sockets()
         self._worker_generation = self._table.worker_generation
         self._events = EventWatch(self._condition.look())
@@ -112,6 +116,7 @@ class Publisher:
             metrics=self._metrics,
             state=self._condition.state,
             find_picture=self._evidence.find,
+            stations=self._stations.by_name,
         )
         self._http = self._serve_metrics()
 
@@ -143,6 +148,7 @@ class Publisher:
         for _ in self._wakes.drain():
             pass
         self._take_rows()
+        self._stations.look()
         self._take_late_gates()
         self._take_results()
         self._notice_lost_work(now_ns)
@@ -204,6 +210,7 @@ class Publisher:
                 ledger.accept(row)
                 if unsent := self._unsent.pop((name, seq), None):
                     ledger.resolve(*unsent)
+                self._stations.take(name, row)
                 self._requests.row_accepted(name, row)
 
     def _take_late_gates(self) -> None:
@@ -248,7 +255,7 @@ class Publisher:
         """What a dead worker held, and results that were sent but never came, become errors at once."""
         if self._table.worker_generation != self._worker_generation:
             self._worker_generation = self._table.worker_generation
-            lost = sum(ledger.give_up(Reason.WORKER_LOST) for ledger in self._ledgers.values())
+            lost = sum(self._ledgers[name].give_up(Reason.WORKER_LOST) for name in self._charge.settings.cameras)
             get_logger().warning("worker_lost", answered=lost)
         if now_ns - self._checked_ns < LOST_RESULT_NS:
             return
@@ -271,7 +278,12 @@ class Publisher:
         frozen: list[Frozen] = []
         deadlines_ns: list[int] = []
         for name, ledger in self._ledgers.items():
-            for answer in ledger.collect(now_ns, overdue):
+            if (station := self._stations.get(name)) is not None:  # it stands behind all cameras in the table
+                for each in frozen:
+                    station.heard(each.verdict, each.mask_png)
+                for found, mask_png in station.decided(now_ns):
+                    ledger.resolve(found, mask_png)
+            for answer in ledger.collect(now_ns, overdue if station is None else Reason.CAMERA_LOST):
                 frozen.append(self._freeze(name, answer, now_ns))
                 deadlines_ns.append(answer.row.deadline_ns)
         if frozen:
@@ -289,11 +301,15 @@ class Publisher:
 
     def _freeze(self, name: str, answer: Answer, now_ns: int) -> Frozen:
         current = self._views[name].row(answer.row.seq) or answer.row  # a trigger's frame may have come after its row
+        answer, recipe = replace(answer, row=current), self._recipes[name]
+        if (station := self._stations.get(name)) is not None:
+            verdict = verdict_at(station, answer, session=self._session, recipe=recipe, now_ns=now_ns)
+            return freeze(verdict, answer.mask_png)
         verdict = verdict_of(
-            replace(answer, row=current),
+            answer,
             session=self._session,
             camera=name,
-            recipe=self._charge.recipes[name].info,
+            recipe=recipe,
             now_ns=now_ns,
             model_sha256=self._models.get(name),
         )
@@ -318,6 +334,16 @@ class Publisher:
             decision=verdict.decision,
             reason=verdict.reason,
         )
+
+    def _hear_again(self) -> None:
+        """What cameras had answered before this publisher came; what cannot be found is missing at the deadline."""
+        for station, camera, seq in self._stations.unheard():
+            found = [entry for entry in self._ready_entries(camera, seq - 1) if entry.seq == seq]
+            if found and seq <= self._views[camera].answered_through:
+                try:
+                    station.heard(wire.verdict_from_bytes(found[-1].body), found[-1].mask)
+                except TransportError as error:
+                    get_logger().error("verdict_unreadable", camera=camera, seq=seq, error=str(error))
 
     # -- heartbeats and events --------------------------------------------------------------------------------------
 
@@ -363,7 +389,8 @@ class Publisher:
 
     def _patience_s(self) -> float:
         """How long the next turn may wait: until a heartbeat or a verdict falls due."""
-        until_ns = min([self._beat_due_ns, *self._dues_ns()]) - time.monotonic_ns()
+        dues_ns = (*self._dues_ns(), *self._stations.wakes_ns())
+        until_ns = min([self._beat_due_ns, *dues_ns]) - time.monotonic_ns()
         return min(TURN_S, max(0.0, until_ns / 1e9))
 
     def _done(self) -> bool:

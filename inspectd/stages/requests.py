@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,11 +16,13 @@ from inspectd.control import ErrorCode, RequestError
 from inspectd.errors import JournalError
 from inspectd.log import get_logger
 from inspectd.records import DaemonState, TriggerKind
+from inspectd.stages.station_rules import Match
 
 if TYPE_CHECKING:
     from inspectd.journal import Journal
     from inspectd.stages.answers import Frozen
     from inspectd.stages.lifecycle import Life
+    from inspectd.stages.stations import Station
     from inspectd.telemetry import Metrics
     from inspectd.transport.sockets import Commands, ControlSocket
     from inspectd.transport.tickets import ChildView, Row
@@ -64,6 +66,7 @@ class Requests:
     Args:
         state: the daemon's state at present.
         find_picture: where the evidence of a session, camera and seq lies in its folder, None where there is none.
+        stations: the stations, by name.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Requests:
         metrics: Metrics,
         state: Callable[[], DaemonState],
         find_picture: Callable[[str, str, int], str | None],
+        stations: Mapping[str, Station],
     ) -> None:
         self._life = life
         self._table = life.table
@@ -85,6 +89,7 @@ class Requests:
         self._metrics = metrics
         self._state = state
         self._find_picture = find_picture
+        self._stations = stations
         self._waiting: dict[tuple[str, str], list[_Waiter]] = {}
         self._seqs: dict[tuple[str, str], int] = {}
         self._noted: deque[tuple[int, list[bytes], bytes]] = deque()
@@ -159,7 +164,8 @@ class Requests:
             case control.TriggerRequest():
                 return self._trigger(request, envelope, now_ns)
             case control.Pause() | control.Resume():
-                self._view(request.camera).paused = isinstance(request, control.Pause)
+                for camera in self._cameras_of(request.camera):
+                    self._view(camera).paused = isinstance(request, control.Pause)
                 return (control.accepted(request.id),)
             case control.Reload() | control.RecipeRequest():
                 message = f"op: {request.op} needs a restart of the daemon in this version"
@@ -186,12 +192,17 @@ class Requests:
         return control.accepted(request.id, seq=request.seq), png
 
     def _trigger(self, request: control.TriggerRequest, envelope: list[bytes], now_ns: int) -> tuple[bytes, ...]:
-        kind = TriggerKind(self._life.charge.settings.cameras[request.camera].trigger.kind)
+        cameras = self._life.charge.settings.cameras
+        kind = TriggerKind(cameras[self._cameras_of(request.camera)[0]].trigger.kind)
         if kind is not TriggerKind.EXTERNAL:
             message = f'camera: {request.camera} has trigger.kind = "{kind}"; only "external" takes requests'
             raise RequestError(ErrorCode.BAD_REQUEST, message, request.id)
         if self._table.stopping:
             raise RequestError(ErrorCode.UNAVAILABLE, "trigger: the daemon stops", request.id)
+        station = self._stations.get(request.camera)
+        if station is not None and station.rule.match is Match.PART_ID and request.part_id is None:
+            message = f'part_id: missing; {request.camera} has match = "part_id"'
+            raise RequestError(ErrorCode.BAD_REQUEST, message, request.id)
         key = (request.camera, request.trigger_id)
         seq = self._seq_of(request, key)
         if seq is not None and (not request.wait or seq <= self._view(request.camera).answered_through):
@@ -201,10 +212,27 @@ class Requests:
         first = seq is None and key not in self._waiting
         waiter = _Waiter(envelope, request.id, request.wait, now_ns, seq)
         self._waiting.setdefault(key, []).append(waiter)
-        if first and not self._commands.send(f"capture-{request.camera}", _trigger_command(request, now_ns)):
+        if first and not self._send_trigger(request, now_ns):
             self._keep_waiting(key, [])
             raise RequestError(ErrorCode.UNAVAILABLE, f"camera: {request.camera} takes no triggers now", request.id)
         return ()
+
+    def _send_trigger(self, request: control.TriggerRequest, now_ns: int) -> bool:
+        """Sends a trigger on its way. One for a station is accepted here, first; then it goes to every camera of it."""
+        command, station = _trigger_command(request, now_ns), self._stations.get(request.camera)
+        if station is None:
+            return self._commands.send(f"capture-{request.camera}", command)
+        if not self._table.accepting or self._table.stopping:
+            return False
+        if station.request(request.trigger_id, request.part_id, now_ns, request.deadline_ms) is None:
+            return False
+        for camera in station.rule.cameras:
+            self._commands.send(f"capture-{camera}", command)  # one that does not take it is missing at the deadline
+        return True
+
+    def _cameras_of(self, name: str) -> tuple[str, ...]:
+        """The cameras that a request is about: one, or those of a station."""
+        return self._stations[name].rule.cameras if name in self._stations else (name,)
 
     def _seq_of(self, request: control.TriggerRequest, key: tuple[str, str]) -> int | None:
         if key not in self._seqs:
@@ -273,7 +301,7 @@ class Requests:
         return {
             "state": view.state,
             "paused": bool(view.paused),
-            "recipe": self._life.charge.recipes[name].name,
+            "recipe": ", ".join(dict.fromkeys(self._life.charge.recipes[each].name for each in self._cameras_of(name))),
             "last_seq": view.answered_through,
             "waiting": view.high_water - view.answered_through,
             "frames_read": view.frames_read,

@@ -121,7 +121,7 @@ class Worker:
         use_threads(settings.worker.threads)
         groups: dict[str, int] = {}
         stations = []
-        for index, name in enumerate(self._table.cameras):
+        for index, name in enumerate(settings.cameras):
             recipe = self._charge.recipes[name]
             if recipe.sha256 not in groups:
                 groups[recipe.sha256] = len(self._inspectors)

@@ -197,6 +197,7 @@ def verdict_body(verdict: Verdict) -> bytes:
             "model": verdict.model,
             "captured_utc": None if verdict.captured_utc_ns is None else utc_text(verdict.captured_utc_ns),
             "votes": verdict.votes,
+            "members": verdict.members,
             "deadline_ms": verdict.deadline_ms,
             "journaled": verdict.journaled,
             "latency_ms": _latency_body(verdict.latency_ms),
