@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inspectd.records import PixelsU8
+from inspectd.sources.heaps import Heaps, filled
 
 ViewF32 = NDArray[np.float32]
 
@@ -55,6 +56,8 @@ class Blob:
     area: int
     clipped: bool
     """It crosses one edge of the zone: part of it is outside. (Across two opposite edges it fills the zone.)"""
+    cut: bool = False
+    """It was cut out of a heap by the size of a part: a part by itself, no fragment of one."""
 
 
 class Foreground:
@@ -74,6 +77,7 @@ class Foreground:
         self._view_now = self._belt
         self._mask = np.zeros(self._belt.shape[:2], np.uint8)
         self._labels = np.zeros(self._belt.shape[:2], np.int32)
+        self._heaps = Heaps()
         self._seen = 0
         self._restlessness = 0.0
         self._filled_since_s: float | None = None
@@ -154,29 +158,44 @@ class Foreground:
             self.relearned += 1
 
     def _blobs(self) -> list[Blob]:
-        count, labels, stats, centroids = cv2.connectedComponentsWithStats(self._mask, connectivity=8)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(self._mask, connectivity=8)
         self._labels = np.asarray(labels, dtype=np.int32)
-        blobs = [
-            self._blob(number, stats[number].tolist(), centroids[number].tolist())
-            for number in range(1, count)
-            if stats[number, cv2.CC_STAT_AREA] >= self._min_area
-        ]
+        whole = [number for number in range(1, count) if stats[number, cv2.CC_STAT_AREA] >= self._min_area]
+        cut: set[int] = set()
+        for number in whole:
+            pieces = self._heaps.pieces(self._mask_of(number))
+            for fresh, piece in enumerate(pieces[1:], start=count):
+                self._labels[(piece > 0) & (self._labels == number)] = fresh
+            cut |= {number, *range(count, count + len(pieces) - 1)} if pieces else set()
+            count += max(0, len(pieces) - 1)
+        blobs = (self._blob(number, cut=number in cut) for number in (*whole, *(cut - set(whole))))
         return sorted(blobs, key=lambda blob: -blob.area)
 
-    def _blob(self, number: int, stats: list[int], centroid: list[float]) -> Blob:
-        x, y, width, height, area = stats
+    def learn_single(self, blob: Blob) -> None:
+        """A blob that is whole is taken for one part, to tell by its size how many a larger one is."""
+        self._heaps.learn(float(filled(self._blob_mask(blob)).sum()))
+
+    def _blob(self, number: int, *, cut: bool) -> Blob:
+        mask = self._mask_of(number)
+        x, y, width, height = cv2.boundingRect(mask)
+        moments = cv2.moments(mask, binaryImage=True)
+        area = max(1.0, moments["m00"])
         left, right = x <= 0, x + width >= self.size_wh[0]
         top, bottom = y <= 0, y + height >= self.size_wh[1]
         return Blob(
             number=number,
             bbox_xywh=(x, y, width, height),
-            centroid_xy=(centroid[0], centroid[1]),
-            area=area,
+            centroid_xy=(moments["m10"] / area, moments["m01"] / area),
+            area=round(area),
             clipped=left != right or top != bottom,
+            cut=cut,
         )
 
     def _blob_mask(self, blob: Blob) -> NDArray[np.uint8]:
-        return np.asarray(self._labels == blob.number, dtype=np.uint8)
+        return self._mask_of(blob.number)
+
+    def _mask_of(self, number: int) -> NDArray[np.uint8]:
+        return np.asarray(self._labels == number, dtype=np.uint8)
 
 
 def _strongest(difference: ViewF32) -> ViewF32:

@@ -261,6 +261,8 @@ class Presence:
         """Whether a new track is a piece of one that has fired: it had been one blob with it, or with its ghost."""
         if self._laid is not None and self._views - self._laid_view <= LAID_VIEWS and self._laid.covers(track.blob):
             return True
+        if track.blob.cut:
+            return False
         return track.parent is not None and self._waiting.get(track.parent.name, False) is None
 
     def _was_taken(self, track: Track, frame: Frame) -> bool:
@@ -293,6 +295,8 @@ class Presence:
 
     def _take(self, track: Track, moments: Moments, *, standing: bool = False) -> Part:
         self._waiting[track.name] = None
+        if not track.blob.clipped and track.blob.number > 0:
+            self._foreground.learn_single(track.blob)
         taken = moments.taken(standing=standing)
         dx, dy = (0.0, 0.0) if standing else track.velocity_xy or self._tracker.pace_xy or (0.0, 0.0)
         step_xy_px = dx * self._px_per_view_px, dy * self._px_per_view_px
