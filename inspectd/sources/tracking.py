@@ -84,7 +84,7 @@ class Tracker:
         over = [t for t in self.tracks if t.name not in matched and not self._survives(t, blobs, shift, steps)]
         free = [b for b in blobs if b.number not in taken]
         rest = [b for b in free if not any(track.covers(b) for track, _ in pairs)]  # else a piece or a shadow of it
-        new = [self._track(blob, [t for t, _ in pairs], time_s) for blob in rest]
+        new = [self._track(blob, [t for t, _ in pairs], shift, time_s) for blob in rest]
         self.tracks = [t for t in self.tracks if t not in over] + new
         return Changes(seen=[t for t, _ in pairs] + new, gone=over)
 
@@ -191,8 +191,11 @@ class Tracker:
         )
         return self._is_inside(track.centre_xy) and (merged or track.misses <= MOST_MISSES)
 
-    def _track(self, blob: Blob, tracks: list[Track], time_s: float) -> Track:
-        parents = (t for t in tracks if _share_within(blob.bbox_xywh, t.last_bbox_xywh) > FRAGMENT_OVERLAP)
+    def _track(self, blob: Blob, tracks: list[Track], shift: Vector, time_s: float) -> Track:
+        """A new track. A piece of another moves as that one did: where it is, the other had been, moved by the belt."""
+        x, y, width, height = blob.bbox_xywh
+        before = round(x - shift[0]), round(y - shift[1]), width, height
+        parents = (t for t in tracks if _share_within(before, t.last_bbox_xywh) > FRAGMENT_OVERLAP)
         return Track(
             name=next(self._names),
             blob=blob,

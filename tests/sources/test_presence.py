@@ -6,13 +6,15 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from belts import DIRECTIONS, ZONE, Belt, fired_by
 from tests_inspection import bright_recipe
 
 from inspectd.settings import TriggerSettings
-from inspectd.sources.presence import Parts, Presence
+from inspectd.sources.heaps import Heaps
+from inspectd.sources.presence import Parts, Presence, Taken
 
 STARTS = [180, 320, 455, 620, 760, 930, 1075, 1220]
 
@@ -66,6 +68,101 @@ def test_two_parts_in_the_zone_are_two() -> None:
     abreast = Belt([200, 200, 480, 480], asides_px=[-29, 29, -29, 29], speed_px=5)
     fired = fired_by(abreast, range(160))
     assert fired == pytest.approx([40, 40, 96, 96], abs=3)
+
+
+def test_parts_that_come_into_the_place_of_the_one_before_are_parts() -> None:
+    """On a belt so fast that each part lies where another lay in the view before, none is taken for a piece of it."""
+    belt = Belt([200 + 50 * number for number in range(12)], speed_px=36)
+    assert len(fired_by(belt, range(25))) == 12
+
+
+LONE = [180, 320, 455, 600]
+
+
+@pytest.mark.parametrize("heap", [2, 3])
+@pytest.mark.parametrize("direction", ["right", "up"])
+def test_touching_parts_are_told_apart_once_single_ones_were_seen(heap: int, direction: str) -> None:
+    """Two or three parts in a row, edge to edge, are so many verdicts, each at its own middle."""
+    starts = LONE + [760 + 300 * group + 44 * part for group in range(3) for part in range(heap)]
+    belt = Belt(starts, speed_px=4, direction=direction)
+    assert fired_by(belt, range(460)) == pytest.approx(belt.centred_at(), abs=4)
+
+
+def test_touching_parts_abreast_are_told_apart() -> None:
+    """Side by side they enter and leave together."""
+    belt = Belt([*LONE, 800, 800, 1000, 1000], asides_px=[0, 0, 0, 0, -22, 22, -22, 22], speed_px=5)
+    fired = fired_by(belt, range(280))
+    assert fired == pytest.approx([*(start / 5 for start in LONE), 160, 160, 200, 200], abs=3)
+
+
+def test_parts_of_all_sizes_are_never_cut() -> None:
+    """Where single parts differ by more than a heap would, size says nothing: a long part stays one."""
+    heaps = Heaps()
+    for area in (400, 900, 500, 1400, 700):
+        heaps.learn(area)
+    assert heaps.single_area is None
+
+
+def test_large_part_without_a_waist_is_one() -> None:
+    """Twice as large as the others, but one piece: it is not cut, for nothing says where."""
+    heaps = Heaps()
+    for _ in range(5):
+        heaps.learn(20 * 20)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 10:50] = 1
+    assert heaps.pieces(mask) == []
+    mask[10:30, 28:32] = 0
+    mask[18:22, 28:32] = 1
+    assert len(heaps.pieces(mask)) == 2
+
+
+def test_sharper_neighbour_is_taken_instead_of_a_blurred_middle() -> None:
+    """A frame that was shaken is not the best one, however centred."""
+    belt, presence = Belt([180], speed_px=3), Presence(ZONE)
+    fired = []
+    for index in range(100):
+        frame = belt.frame(index)
+        if index == 60:
+            frame = replace(frame, pixels_bgr=cv2.GaussianBlur(frame.pixels_bgr, (0, 0), 3))
+        fired += presence.feed(frame)
+    assert [part.best.index for part in fired] == [59]
+
+
+def test_voting_frames_are_the_best_ones_of_the_part_alone() -> None:
+    """So many as are asked for, whole in the zone, near its middle, none twice and none of another part."""
+    belt, presence = Belt(STARTS, speed_px=6.0), Presence(ZONE, votes=4)
+    parts = [part for index in range(230) for part in presence.feed(belt.frame(index))]
+    assert len(parts) == len(STARTS)
+    for part, centred in zip(parts, belt.centred_at(), strict=True):
+        indices = [frame.index for frame in part.frames]
+        assert len(set(indices)) == 4
+        assert np.abs(np.asarray(indices) - centred).max() <= 5
+
+
+def test_new_process_does_not_take_again_what_lies_in_the_zone() -> None:
+    """It is told where the last part was taken and how it moved: that one is known, the next ones are not."""
+    belt, first = Belt(STARTS, speed_px=6.0), Presence(ZONE)
+    taken: list[Taken] = []
+    for index in range(56):
+        frame = belt.frame(index)
+        taken += [
+            Taken(sighting=part.sighting, frame_index=part.best.index, captured_ns=part.best.captured_ns)
+            for part in first.feed(frame)
+        ]
+    assert len(taken) == 2
+    for recorded in (True, False):
+        again = fired_by(belt, range(56, 230), Presence(ZONE, taken=taken, recorded=recorded))
+        assert_once_each(belt, again, belt.centred_at()[2:])
+
+
+def test_zone_that_the_frame_does_not_hold_is_told_and_never_silent(tmp_path: Path) -> None:
+    """Frames of another size than was configured: one damaged frame at once and every second, never an empty belt."""
+    recipe = bright_recipe(tmp_path)
+    parts = Parts(TriggerSettings(kind="presence", zone_xywh_px=(200, 0, 100, 100)), recipe)
+    belt = Belt(STARTS)
+    given = [part.best for index in range(60) for part in parts.feed(belt.frame(index))]
+    assert [frame.index for frame in given] == [0, 25, 50]
+    assert {frame.damage for frame in given} == {"the zone [200, 0, 100, 100] does not lie in a frame of 240x240"}
 
 
 def test_part_that_stops_in_the_zone_fires_once() -> None:
