@@ -19,6 +19,8 @@ from inspectd.detect.build import build_detector
 from inspectd.detect.weights import find
 from inspectd.errors import ConfigError, InspectdError
 from inspectd.inspection import Inspector
+from inspectd.quality import Look
+from inspectd.quality import look as look_at
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import PixelsU8
 from inspectd.settings import GenicamSource, MjpegSource, RtspSource, Settings, Source, V4l2Source
@@ -279,5 +281,13 @@ def _model(settings: Settings, recipe: Recipe, shown: list[PixelsU8]) -> str:
         started_s = time.monotonic()
         inspection = inspector.inspect([pixels_bgr])[0]
         taken_ms = (time.monotonic() - started_s) * 1000
-        detail += f"; first frame {inspection.decision} in {taken_ms:.0f} ms"
+        view = inspector.crop(pixels_bgr).view
+        seen = look_at(view.box(pixels_bgr), view.roi)
+        why = f" ({inspection.detail})" if inspection.detail else ""
+        detail += f"; first frame {inspection.decision}{why} in {taken_ms:.0f} ms, {_light(seen)} in its region"
     return detail
+
+
+def _light(seen: Look) -> str:
+    """What `[quality]` of a recipe limits."""
+    return f"brightness {seen.brightness:.0f}, clipped {seen.clipped_share:.1%}, sharpness {seen.sharpness:.0f}"
