@@ -33,7 +33,8 @@ import faults_load
 import faults_media
 import faults_model
 import faults_peers
-from faults_trial import Broken, Skipped, Trial, Workshop, half, prepare
+from faults_trial import Broken, Skipped, Trial, half
+from faults_workshop import Workshop, prepare
 from rich.console import Console
 from rich.table import Table
 
@@ -66,7 +67,7 @@ ROWS: dict[str, tuple[str, Row]] = {
 }
 BUGS = ("nan_is_pass", "dropped_ticket", "no_second_check", "double_publish")
 SHORT_TIMES = 3
-LONG_TIMES_AN_HOUR = 60
+LONG_TIMES_AN_HOUR = 20
 
 
 def main() -> int:

@@ -6,7 +6,9 @@ import os
 import signal
 import time
 
-from faults_trial import BACK_S, CAMERAS, DEAD_AFTER_S, Broken, Line, Trial, half, percentile, playing
+from faults_daemon import START_S
+from faults_trial import BACK_S, DEAD_AFTER_S, Broken, Line, Trial, half, percentile
+from faults_workshop import CAMERAS, playing
 
 STEPS = (
     *("ring.opened", "ring.named", "ring.copied", "ring.closed"),
@@ -23,15 +25,16 @@ def kill_capture(trial: Trial) -> None:
     """SIGKILL of captures at half load; the other cameras must not notice."""
     calm: list[float] = []
     struck: list[float] = []
-    with trial.daemon(trial.cameras("half")) as line:
-        for number in range(trial.times):
-            camera = CAMERAS[number % len(CAMERAS)]
-            trial.pause(0.5, 1.0)
-            _keep_totals(line, calm, time.monotonic() - 0.8, camera)
-            at_s, at_utc_s = _kill(line, f"capture-{camera}")
-            back_s = line.judged_since(at_utc_s, [camera])
-            trial.recovered_s.append(back_s - at_s)
-            _keep_totals(line, struck, at_s, camera)
+    for numbers in _batches(trial.times, KILLS_A_DAEMON * len(CAMERAS)):
+        with trial.daemon(trial.cameras("half")) as line:
+            for number in numbers:
+                camera = CAMERAS[number % len(CAMERAS)]
+                trial.pause(0.5, 1.0)
+                _keep_totals(line, calm, time.monotonic() - 0.8, camera)
+                at_s, at_utc_s = _kill(line, f"capture-{camera}")
+                back_s = line.judged_since(at_utc_s, [camera])
+                trial.recovered_s.append(back_s - at_s)
+                _keep_totals(line, struck, at_s, camera)
     if calm and struck:
         p99 = percentile(calm, 0.99), percentile(struck, 0.99)
         trial.notes.append(f"p99 of the other cameras {p99[0]:.0f} ms, after a death {p99[1]:.0f} ms ({len(struck)})")
@@ -42,29 +45,29 @@ def kill_capture(trial: Trial) -> None:
 def kill_worker(trial: Trial) -> None:
     """SIGKILL of the worker under load; its model load is told apart."""
     loads: list[float] = []
-    lost: list[int] = []
-    with trial.daemon(level="debug") as line:
-        for _ in range(trial.times):
-            trial.pause()
-            at_s, at_utc_s = _kill(line, "worker")
-            back_s = line.judged_since(at_utc_s) - at_s
-            load_s = _load_s(line, at_utc_s)
-            loads.append(load_s)
-            trial.recovered_s.append(back_s - load_s)
-        lost.append(sum(seen.reason == "worker_lost" for seen in line.witness.verdicts))
-    trial.notes.append(f"back is without the model's load, p50 {half(loads):.1f} s; {sum(lost)} error/worker_lost")
-    trial.must(sum(lost) > 0, "nothing was answered error/worker_lost")
+    for numbers in _batches(trial.times, KILLS_A_DAEMON):
+        with trial.daemon(level="debug") as line:
+            for _ in numbers:
+                trial.pause()
+                at_s, at_utc_s = _kill(line, "worker")
+                back_s = line.judged_since(at_utc_s) - at_s
+                loads.append(_load_s(line, at_utc_s))
+                trial.recovered_s.append(back_s - loads[-1])
+    lost = trial.tally.reasons["worker_lost"]
+    trial.notes.append(f"back is without the model's load, p50 {half(loads):.1f} s; {lost} error/worker_lost")
+    trial.must(lost > 0, "nothing was answered error/worker_lost")
     trial.target(trial.detected_s, 0.3, "detected")
     trial.target(trial.recovered_s, 3.0, "back")
 
 
 def kill_publisher(trial: Trial) -> None:
     """SIGKILL of the publisher under load: silence, then everything overdue, and nothing twice."""
-    with trial.daemon() as line:
-        for _ in range(trial.times):
-            trial.pause()
-            at_s, at_utc_s = _kill(line, "publisher")
-            trial.recovered_s.append(line.judged_since(at_utc_s) - at_s)
+    for numbers in _batches(trial.times, KILLS_A_DAEMON):
+        with trial.daemon() as line:
+            for _ in numbers:
+                trial.pause()
+                at_s, at_utc_s = _kill(line, "publisher")
+                trial.recovered_s.append(line.judged_since(at_utc_s) - at_s)
     trial.target(trial.detected_s, 0.3, "detected")
     trial.target(trial.recovered_s, 3.0, "back")
 
@@ -139,21 +142,31 @@ def standing_line(trial: Trial) -> None:
     """SIGKILL of the publisher after the last part of a line that then stands still: nothing comes to wake anybody."""
     trigger = 'trigger = { kind = "external" }\n'
     camera = {"cam1": playing(trial.workshop.clip, more=trigger)}
-    with trial.daemon(camera, warm=False) as line:
-        line.witness.until(lambda: bool(line.witness.beats) and line.witness.beats[-1].state == "ready", 90.0)
-        for number in range(trial.times):
-            last = f"part {number}.2"
-            for part in (f"part {number}.1", last):
-                line.witness.ask("trigger", camera="cam1", trigger_id=part)
-            time.sleep(trial.rng.uniform(0, 0.1))
-            at_s, _ = _kill(line, "publisher")
-            owed = line.daemon.accepted()["cam1"]
-            if not line.witness.until(lambda owed=owed: line.witness.beats[-1].last_seq["cam1"] >= owed, BACK_S):  # type: ignore[misc]
-                raise Broken("the last part was never answered")
-            trial.recovered_s.append(time.monotonic() - at_s)
+    for numbers in _batches(trial.times, KILLS_A_DAEMON):
+        with trial.daemon(camera, warm=False) as line:
+            line.witness.until(lambda: bool(line.witness.beats) and line.witness.beats[-1].state == "ready", START_S)
+            for number in numbers:
+                _strike_last_part(line, number)
+
+
+def _strike_last_part(line: Line, number: int) -> None:
+    """Two parts come, the publisher is killed, and no third part comes."""
+    for part in (f"part {number}.1", f"part {number}.2"):
+        line.witness.ask("trigger", camera="cam1", trigger_id=part)
+    time.sleep(line.trial.rng.uniform(0, 0.1))
+    at_s, _ = _kill(line, "publisher")
+    owed = line.daemon.accepted()["cam1"]
+    if not line.witness.until(lambda: line.witness.beats[-1].last_seq["cam1"] >= owed, BACK_S):
+        raise Broken("the last part was never answered")
+    line.trial.recovered_s.append(time.monotonic() - at_s)
 
 
 # -- hands ------------------------------------------------------------------------------------------------------------
+
+
+def _batches(times: int, most: int) -> list[range]:
+    """So many injections, at most `most` with one daemon."""
+    return [range(first, min(first + most, times)) for first in range(0, times, most)]
 
 
 def _kill(line: Line, child: str, number: signal.Signals = signal.SIGKILL) -> tuple[float, float]:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from faults_daemon import Daemon
-from faults_trial import Broken, Line, Skipped, Trial, can, config_of, preload, recipe_of
+from faults_trial import Broken, Line, Skipped, Trial, can, preload
+from faults_workshop import config_of, recipe_of
 
 STATE_MB = 24
 

@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 from faults_daemon import Footprint
-from faults_trial import DEADLINE_MS, Line, Trial, percentile
+from faults_trial import Line, Trial, percentile
+from faults_workshop import DEADLINE_MS
 
 SLOTS = 8
 FLAT_AFTER_SHARE = 0.3

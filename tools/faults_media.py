@@ -10,11 +10,13 @@ from pathlib import Path
 import faults_clip
 import numpy as np
 from faults_clip import Kind, Pixels, Spelt
-from faults_trial import DEADLINE_MS, Trial, playing
+from faults_trial import Trial
 from faults_witness import Seen
+from faults_workshop import DEADLINE_MS, playing
 
 FPS = 25
 FRAMES = 48
+CLIPS_A_DAEMON = 3
 VISIBLE_LEVELS, VISIBLE_SHARE = 24, 0.002
 """A picture is visibly damaged where so large a share of its pixels is so many grey levels off."""
 FROZEN_AFTER_S = 0.6
@@ -51,23 +53,32 @@ class DamagedTruth:
 def damaged(trial: Trial) -> None:
     """Files cut off, bits flipped in H.264, another size and another format in mid-stream."""
     truth = DamagedTruth()
-    cameras: dict[str, str] = {}
+    verdicts: list[Seen] = []
     folder = trial.workshop.folder / trial.name
     folder.mkdir(exist_ok=True)
-    harms = {"flip": _flipped, "cut": _cut, "size": _resized, "form": _reformed}
-    for number in range(trial.times):
-        parts = trial.workshop.parts(trial.rng.randrange(2**31), 16)
-        pictures = [faults_clip.spell(n, *parts[n % len(parts)]) for n in range(FRAMES)]
-        for name, harm in harms.items():
-            camera = f"{name}{number}"
-            path = harm(trial, folder / camera, pictures)
-            _learn(truth, camera, path, pictures)
-            cameras[camera] = playing(path, loop=False, pace="fast")
-            trial.injected += 1
-    with trial.daemon(cameras, objection=truth.objection, warm=False) as line:
-        ended = line.witness.until(lambda: _all_ended(line.witness.beats), 120.0)
-        trial.must(ended, "not every camera came to its end")
-    _tell(trial, truth, line.witness.verdicts)
+    for number in range(0, trial.times, CLIPS_A_DAEMON):
+        cameras: dict[str, str] = {}
+        for clip in range(number, min(number + CLIPS_A_DAEMON, trial.times)):
+            cameras |= _harmed(trial, folder, clip, truth)
+        with trial.daemon(cameras, objection=truth.objection, warm=False) as line:
+            ended = line.witness.until(lambda line=line: _all_ended(line.witness.beats), 120.0)  # type: ignore[misc]
+            trial.must(ended, "not every camera came to its end")
+        verdicts += line.witness.verdicts
+    _tell(trial, truth, verdicts)
+
+
+def _harmed(trial: Trial, folder: Path, number: int, truth: DamagedTruth) -> dict[str, str]:
+    """One clip of each kind of harm, and the camera that plays it."""
+    parts = trial.workshop.parts(trial.rng.randrange(2**31), 16)
+    pictures = [faults_clip.spell(n, *parts[n % len(parts)]) for n in range(FRAMES)]
+    cameras = {}
+    for name, harm in {"flip": _flipped, "cut": _cut, "size": _resized, "form": _reformed}.items():
+        camera = f"{name}{number}"
+        path = harm(trial, folder / camera, pictures)
+        _learn(truth, camera, path, pictures)
+        cameras[camera] = playing(path, loop=False, pace="fast")
+        trial.injected += 1
+    return cameras
 
 
 def _all_ended(beats: list) -> bool:  # type: ignore[type-arg]

@@ -74,7 +74,9 @@ def tickets(module: ModuleType) -> None:
 def ring(module: ModuleType) -> None:
     def around_write(write: Callable[..., Any]) -> Callable[..., Any]:
         def spied(self: Any, slot: int, pixels_bgr: Any, seq: int) -> Any:
-            overrun(self, write, pixels_bgr)
+            if spells_bad(pixels_bgr) is False:
+                good_parts[:] = [pixels_bgr]
+            overrun(self, write)
             return write(self, slot, pixels_bgr, seq, lambda step: die_at(f"ring.{step}"))
 
         return spied
@@ -109,14 +111,18 @@ def stand_still(ring_: Any, slot: int, pixels_bgr: Any) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def overrun(ring_: Any, write: Callable[..., Any], pixels_bgr: Any) -> None:
+good_parts: list[Any] = []
+"""The last good part that this capture wrote."""
+
+
+def overrun(ring_: Any, write: Callable[..., Any]) -> None:
     """The writer puts a good part into the slot that the stopped reader looks at."""
     order = standing("overrun")
-    if order is None or spells_bad(pixels_bgr) is not False:
+    if order is None or not good_parts:
         return
     name, slot = order.split()
     if name == ring_._segment.name and taken("overrun") is not None:  # noqa: SLF001
-        write(ring_, int(slot), pixels_bgr, 0)
+        write(ring_, int(slot), good_parts[0], 0)
 
 
 def spells_bad(picture_bgr: Any) -> bool | None:
