@@ -65,6 +65,10 @@ ROWS: dict[str, tuple[str, Row]] = {
     "memory": ("out of memory in the model", faults_model.memory),
     "soak": ("soak", faults_load.soak),
 }
+COLUMNS = (
+    *("fault", "times", "detected s\np50 / max", "back s\np50 / max", "expected", "missing", "double", "late"),
+    *("after\noutage", "silently\npassed", "MB, fds, shm MB\nbefore→after", "remarks"),
+)
 BUGS = ("nan_is_pass", "dropped_ticket", "no_second_check", "double_publish")
 SHORT_TIMES = 3
 LONG_TIMES_AN_HOUR = 20
@@ -88,6 +92,8 @@ def main() -> int:
     show(trials, time.monotonic() - started_s)
     if arguments.json:
         arguments.json.write_text(json.dumps(facts_of(trials, workshop, arguments), indent=1) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(trials))
     return 0 if all(trial.clean for trial in trials) else 1
 
 
@@ -100,6 +106,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="of the soak")
     parser.add_argument("--seed", type=int, default=1, help="of the clip and of the moments")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything found, for machines")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table, for a page")
     parser.add_argument("--list", action="store_true", help="the rows")
     parser.add_argument("--workshop", type=Path, metavar="DIR", help="keep clip and baseline there for the next run")
     parser.add_argument("--prepare", action="store_true", help="make clip and baseline, inject nothing")
@@ -159,18 +166,20 @@ def tell(workshop: Workshop, took_s: float) -> None:
 
 def show(trials: Sequence[Trial], took_s: float) -> None:
     table = Table(title=f"Faults: {sum(t.injected for t in trials)} injected in {took_s:.0f} s", title_justify="left")
-    table.add_column("fault", min_width=18)
-    for name in ("times", "detected s\np50 / max", "back s\np50 / max", "expected", "missing", "double", "late"):
-        table.add_column(name, justify="right")
-    for name in ("after\noutage", "silently\npassed", "MB, fds, shm MB\nbefore → after"):
-        table.add_column(name, justify="right")
-    table.add_column("remarks", min_width=20)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("fault", "remarks") else "right")
     for trial in trials:
         table.add_row(*cells(trial), style=None if trial.clean else "red")
     console = Console(width=None if sys.stdout.isatty() else 190)
     console.print(table)
     bad = [trial.name for trial in trials if not trial.clean]
     console.print(f"NOT OK: {', '.join(bad)}" if bad else "nothing missing, double or silently passed")
+
+
+def markdown(trials: Sequence[Trial]) -> str:
+    """The same table for a page."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, trials)]
+    return "".join(f"| {' | '.join(cell.replace(chr(10), ' ') for cell in line)} |\n" for line in lines)
 
 
 def cells(trial: Trial) -> list[str]:
