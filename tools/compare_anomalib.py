@@ -2,7 +2,8 @@
 
 anomalib brings its windows into sequence-first order before the transformer; since open_clip 2.26.1 the transformer is
 batch-first, so that its windows attend to each other and collapse. `straighten` takes that back, or the comparison
-would be with a model that nobody means.
+would be with a model that nobody means. Random weights see no difference between anything, so both get the same pair of
+text directions, chosen so that scores spread (`spreading_text`); the text of the prompts themselves is compared before.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inspectd.detect.architecture import Architecture, read_architecture
+from inspectd.detect.build import choose_precision
 from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import TextTower, VisionTower
 from inspectd.detect.cost import gflop_per_frame
-from inspectd.detect.gemm import Precision
+from inspectd.detect.gemm import Precision, has_prepacked
 from inspectd.detect.identity import Facts
-from inspectd.detect.measure import matrix_rate
+from inspectd.detect.measure import matrix_rate, spreading_text
 from inspectd.detect.preprocess import Resize, prepare, upsample_map
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, compose
 from inspectd.detect.text import TextAverage, embed_prompts, open_clip
 from inspectd.detect.winclip import Detector, WinclipConfig
+from inspectd.errors import ConfigError
 
 BACKBONE = "ViT-B-16-plus-240"
 CPU = torch.device("cpu")
@@ -121,28 +124,50 @@ def read_crops(paths: list[Path], size_px: int) -> list[np.ndarray]:
     return [cv2.resize(one, (size_px, size_px), interpolation=cv2.INTER_AREA)[..., ::-1].copy() for one in read]
 
 
+def measurable(names: list[str], console: Console) -> list[Precision]:
+    """The precisions that this processor has instructions for; says of the others why not."""
+    found = []
+    for name in names:
+        try:
+            precision = choose_precision(name, CPU)
+        except ConfigError as error:
+            console.print(f"{name}: not measured: {error}")
+            continue
+        if precision is Precision.BF16 and not has_prepacked(torch.bfloat16):
+            console.print("bf16: not measured: this processor has no AVX-512, so it would be emulated")
+        else:
+            found.append(precision)
+    return found
+
+
+def spread(model: nn.Module, detector: Detector, crops: list[np.ndarray]) -> Tensor:
+    """Text under which scores spread, for both sides: those of random weights are all a half."""
+    features = detector.features(prepare(crops, detector.shape, Resize.FLOAT, CPU))
+    text = spreading_text([features.image, *features.windows], PROFILE.temperature)
+    model._text_embeddings = text.clone()  # noqa: SLF001
+    return text
+
+
 def their_stages(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
     """anomalib's stages of the queries, which follow the references in `pixels`; the model ends zero-shot."""
     image, windows, patches = model.encode_image(pixels[SHOTS:])
-    found = {
-        "text": nn.functional.normalize(model.text_embeddings, dim=-1),
-        "image embedding": image,
-        "patch embeddings": patches,
-    }
+    found = {"image embedding": image, "patch embeddings": patches}
     found |= {f"window embeddings {scale}": rows for scale, rows in zip((2, 3), windows, strict=True)}
     for shots in (0, SHOTS):
         if shots:
+            text = model.text_embeddings
             model.setup(reference_images=pixels[:shots])
+            model._text_embeddings = text  # noqa: SLF001 - `setup` has taken the prompts' again
         said = model(pixels[SHOTS:])
         found |= {f"map, {shots}-shot": said.anomaly_map, f"score, {shots}-shot": said.pred_score}
     model.k_shot = 0
     return found
 
 
-def our_stages(detector: Detector, crops: list[np.ndarray], text: Tensor) -> dict[str, Tensor]:
+def our_stages(detector: Detector, crops: list[np.ndarray]) -> dict[str, Tensor]:
     """The same of inspectd's detector."""
     features = detector.features(prepare(crops[SHOTS:], detector.shape, Resize.FLOAT, CPU))
-    found = {"text": text, "image embedding": features.image, "patch embeddings": features.patches}
+    found = {"image embedding": features.image, "patch embeddings": features.patches}
     for scale, rows in zip((2, 3), features.windows, strict=True):
         found[f"window embeddings {scale}"] = rows.view(len(crops) - SHOTS, -1, rows.shape[-1])
     for shots in (0, SHOTS):
@@ -169,6 +194,7 @@ def in_turn(steps: dict[str, Callable[[], object]], rounds: int, clock: Callable
 
 def compare(arguments: argparse.Namespace, console: Console) -> None:
     """Builds both sides, prints differences, then times."""
+    precisions = measurable(arguments.precision.split(","), console)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with console.status("building both on the same random weights"):
@@ -179,26 +205,57 @@ def compare(arguments: argparse.Namespace, console: Console) -> None:
             save_file(state, path)
             ours = Ours(read_architecture(BACKBONE), Checkpoint(path))
             text = ours.text()
-            detectors = {name: ours.detector(Precision(name), text) for name in arguments.precision.split(",")}
-        straighten(model)
-        model.setup("bottle")
-    crops = read_crops(arguments.images, detectors[next(iter(detectors))].input_size_px)
+            exact = ours.detector(Precision.FP32, text)
+            straighten(model)
+            model.setup("bottle")
+            crops = read_crops(arguments.images, exact.input_size_px)
+            prompts = nn.functional.normalize(model.text_embeddings, dim=-1) - text
+            pair = spread(model, exact, crops)
+            detectors = {str(one): ours.detector(one, pair) for one in precisions}
     with console.status("anomalib's stages"):
         pixels = prepare(crops, ours.architecture.vision, Resize.FLOAT, CPU)
         theirs = their_stages(model, pixels)
     for name, detector in detectors.items():
         with console.status(f"inspectd's stages in {name}"):
-            mine = our_stages(detector, crops, text)
-        show_differences(console, name, {stage: mine[stage] - value for stage, value in theirs.items()})
+            mine = our_stages(detector, crops)
+        differences = {stage: mine[stage] - value for stage, value in theirs.items()}
+        show_differences(console, name, {"text of the prompts": prompts} | differences, theirs)
+    show_drift(console, detectors, crops)
     show_times(console, model, detectors, crops, arguments)
 
 
-def show_differences(console: Console, precision: str, found: dict[str, Tensor]) -> None:
-    """One line a stage."""
-    table = Table("stage", "largest difference", title=f"inspectd {precision} against anomalib 2.7 (straightened)")
+def show_differences(console: Console, precision: str, found: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """One line a stage, with the span of anomalib's values, without which a difference says little."""
+    table = Table(
+        "stage",
+        "largest difference",
+        "values from",
+        "to",
+        title=f"inspectd {precision} against anomalib 2.7 (straightened)",
+    )
     for stage, difference in found.items():
-        table.add_row(stage, f"{float(difference.abs().max()):.1e}")
+        value = theirs.get(stage)
+        span = ("", "") if value is None else (f"{float(value.min()):.3f}", f"{float(value.max()):.3f}")
+        table.add_row(stage, f"{float(difference.abs().max()):.1e}", *span)
     console.print(table)
+
+
+def show_drift(console: Console, detectors: dict[str, Detector], crops: list[np.ndarray]) -> None:
+    """How far the scores of the queries move from fp32, and how many change sides of their median."""
+    scores = {
+        name: np.array([one.score for one in detector.score(crops[SHOTS:])]) for name, detector in detectors.items()
+    }
+    exact = scores.pop("fp32", None)
+    if exact is None:
+        return
+    threshold = float(np.median(exact))
+    for name, moved in scores.items():
+        flipped = int(((moved >= threshold) != (exact >= threshold)).sum())
+        console.print(
+            f"{name} against fp32 on {len(exact)} frames, random weights, scores from {exact.min():.3f} to "
+            f"{exact.max():.3f}: they move by at most {np.abs(moved - exact).max():.1e}; {flipped} decisions flip at "
+            f"{threshold:.3f}"
+        )
 
 
 def show_times(

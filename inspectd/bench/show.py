@@ -10,8 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from inspectd.bench.findings import Drift, ModelBench, Timing
 from inspectd.bench.pipeline import Flow, Spread
 from inspectd.errors import ConfigError
+
+_NAMED = 5
+"""Frames whose decision flips are named up to so many."""
 
 
 def write_json(findings: dict[str, object], path: Path) -> None:
@@ -68,3 +72,65 @@ def _pair(spread: Spread | None) -> str:
 
 def _listed(parts: Iterable[str]) -> str:
     return ", ".join(parts)
+
+
+def model_findings(found: ModelBench) -> dict[str, object]:
+    """The findings as a dict for JSON, rates and shares included."""
+    timings = [asdict(one) | {"frames_per_s": one.frames_per_s, "share": one.share} for one in found.timings]
+    return asdict(found) | {"timings": timings}
+
+
+def show_model(found: ModelBench, console: Console) -> None:
+    """Prints the findings of `bench model`."""
+    before, after = found.load_average
+    console.print(
+        f"{found.backbone} on random weights, {found.device}, {found.machine}, {found.threads} threads, "
+        f"{found.versions}; {found.rounds} interleaved rounds, load average {before:.1f} -> {after:.1f}"
+    )
+    console.print(_timing_table(found.timings))
+    exact = found.exactness
+    console.print(
+        f"largest differences from all windows: maps in a region {exact.region_map:.1e}, with reuse "
+        f"{exact.reuse_map:.1e}, scores of localise on fail {exact.localise_score:.1e}"
+    )
+    for drift in found.drifts:
+        _show_drift(drift, console)
+    console.print("one frame, ms: " + _listed(f"{name} {spent:.1f}" for name, spent in found.stages_ms.items()))
+    for bank in found.banks:
+        console.print(f"{bank.references} references: {bank.megabytes:.1f} MB, {bank.frame_ms:.0f} ms a frame")
+    console.print(
+        f"text embeddings: cold {found.text_cold_s:.2f} s, from the cache {found.text_warm_s * 1e3:.1f} ms "
+        f"({found.text_cold_s / found.text_warm_s:.0f} times)"
+    )
+    gpu = "" if found.gpu_memory_mb is None else f", on the GPU {found.gpu_memory_mb:.0f} MB"
+    console.print(f"resident memory {found.memory_mb:.0f} MB{gpu}")
+
+
+def _show_drift(drift: Drift, console: Console) -> None:
+    flipped = f": {_listed(drift.flipped[:_NAMED])}" + (" …" if len(drift.flipped) > _NAMED else "")
+    console.print(
+        f"{drift.precision} against fp32 on {drift.frames} frames (random weights, scores from {drift.score_low:.3f} "
+        f"to {drift.score_high:.3f}): scores move by {drift.score_max:.1e} at most, {drift.score_mean:.1e} on "
+        f"average, maps by {drift.map_max:.1e}; {len(drift.flipped)} decisions flip at {drift.threshold:.4f}, which "
+        f"the nearest score is {drift.nearest:.1e} from{flipped if drift.flipped else ''}"
+    )
+
+
+def _timing_table(timings: Sequence[Timing]) -> Table:
+    table = Table("variant", "precision", "batch", "p50 ms", "p99 ms", "frames/s", "GFLOP", "GFLOP/s", "of limit", "x")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for one in timings:
+        table.add_row(
+            one.name,
+            one.precision,
+            str(one.batch),
+            f"{one.p50_ms:.1f}",
+            f"{one.p99_ms:.1f}",
+            f"{one.frames_per_s:.2f}",
+            f"{one.gflop:.1f}",
+            f"{one.rate_gflops:.0f}",
+            f"{one.share:.0%}",
+            f"{one.against_full:.2f}",
+        )
+    return table

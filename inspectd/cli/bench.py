@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 BACKBONE = "ViT-B-16-plus-240"
+DEMO_CONFIG = Path(__file__).parents[1] / "demo" / "model.json"
 
 app = typer.Typer(
     help="Throughput and latency on this machine, as tables and JSON.",
@@ -24,10 +26,12 @@ def _top() -> None:
 
 @app.command()
 def model(
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE…]", help="Frames to score; default: noise.")
-    ] = None,
     *,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="A frame or a folder of frames, as often as needed: drift on them."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The demo model, one round: seconds.")] = False,
     backbone: Annotated[str, typer.Option(help="A CLIP backbone as open_clip names it.")] = BACKBONE,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="An open_clip model config instead.")] = None,
     scales: Annotated[str, typer.Option(help="Window sides in patches, separated by commas.")] = "2,3",
@@ -43,7 +47,9 @@ def model(
     """The detector on random weights: time by variant, share of the machine's limit, drift, memory."""
     from rich.console import Console
 
-    from inspectd.bench.model import ModelPlan, bench_model, show, write_json
+    from inspectd.bench.findings import ModelPlan
+    from inspectd.bench.model import bench_model
+    from inspectd.bench.show import model_findings, show_model, write_json
 
     plan = ModelPlan(
         backbone=backbone,
@@ -58,11 +64,13 @@ def model(
         threshold=threshold,
         trace=profile,
     )
+    if quick:
+        plan = replace(plan, config=config or DEMO_CONFIG, rounds=1, banks=(1, 4), frame_size_wh_px=(640, 360))
     with Console(stderr=True).status("measuring") as status:
         found = bench_model(plan, progress=status.update)
-    show(found, Console())
+    show_model(found, Console())
     if out is not None:
-        write_json(found, out)
+        write_json(model_findings(found), out)
 
 
 @app.command()
@@ -82,6 +90,7 @@ def pipeline(
     device: Annotated[str, typer.Option(help="With --model: auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="With --model: auto, fp32, tf32, bf16, fp16 or int8.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the model.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two small cameras for a second.")] = False,
     state_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the journal is written: its disk is measured too.")
     ] = None,
@@ -106,6 +115,8 @@ def pipeline(
         threads=threads,
         state_dir=state_dir,
     )
+    if quick:
+        plan = replace(plan, loads=parse_loads("2x20"), seconds=1.0, idle_s=0.5, size_wh_px=(320, 240))
     with Console(stderr=True).status("measuring") as status:
         found = bench_pipeline(plan, progress=status.update)
     show_pipeline(found, Console())

@@ -152,6 +152,11 @@ class Detector:
         return self.tower.shape
 
     @property
+    def text(self) -> Tensor:
+        """The directions of t- and t+, `(2, E)`, unit vectors."""
+        return self._text
+
+    @property
     def device(self) -> torch.device:
         """Where the detector computes."""
         return self.tower.device
