@@ -90,7 +90,8 @@ def test_random_weights_get_a_text_by_which_scores_spread(tmp_path: Path):
     detector = measure.random_detector(architecture, WinclipConfig(), device=CPU, precision=Precision.FP32)
     crops = some_crops(6)
     maps = np.stack([one.map for one in measure.told(detector, measure.spread(detector, crops)).score(crops)])
-    assert maps.std() > 0.03 > 10 * np.stack([one.map for one in detector.score(crops)]).std()
+    assert 0.3 < maps.mean() < 0.7
+    assert maps.std() > 0.03
 
 
 def test_changing_frames_change_the_windows_they_say(tmp_path: Path):
