@@ -35,8 +35,8 @@ def defect_maps(
     inverse = []
     for embeddings, mask, patches in zip(windows, chosen, window_patches, strict=True):
         shares = (functional.normalize(embeddings, dim=-1) @ kinds.T / temperature).softmax(dim=-1)
-        whole = torch.full((*mask.shape, len(kinds)), 1 / len(kinds), device=mask.device)
-        whole = whole.masked_scatter(mask[..., None].expand_as(whole), shares)
+        whole = torch.full((*mask.shape, len(kinds)), 1 / len(kinds), device=shares.device)
+        whole = whole.masked_scatter(mask.to(shares.device)[..., None].expand_as(whole), shares)
         by_kind = whole.transpose(1, 2).flatten(0, 1)
         inverse.append(harmonic(by_kind, patches, patch_count).reciprocal())
     return (len(inverse) / torch.stack(inverse).sum(dim=0)).view(len(chosen[0]), len(kinds), patch_count)

@@ -62,7 +62,10 @@ def _checked(crop_rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _resized(crop_rgb: NDArray[np.uint8], size_hw_px: tuple[int, int], resize: Resize, device: torch.device) -> Tensor:
-    crop = torch.from_numpy(crop_rgb).to(device).permute(2, 0, 1)[None]
+    crop = torch.from_numpy(crop_rgb)
+    if device.type == "cuda":
+        crop = crop.pin_memory()  # so that the copy need not be waited for
+    crop = crop.to(device, non_blocking=True).permute(2, 0, 1)[None]
     if crop_rgb.shape[:2] == size_hw_px:
         return crop
     if resize is Resize.FLOAT:

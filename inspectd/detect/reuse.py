@@ -35,7 +35,7 @@ class _Kept:
 
     def renewed(self, pixels: Tensor, fresh: Tensor, computed: Tensor) -> _Kept:
         """With the fresh windows `(W) bool` taken from `pixels` and `computed (S, E)`."""
-        embeddings = self.embeddings.clone()
+        fresh, embeddings = fresh.to(pixels.device), self.embeddings.clone()
         embeddings[fresh] = computed
         return _Kept(
             torch.where(fresh[:, None], pixels, self.pixels),
@@ -105,7 +105,7 @@ class Recall:
         shape: VisionShape,
         window_patches: Sequence[Tensor],
     ) -> None:
-        """`grey (N, 3, H, W) uint8`; `chosen (N, W) bool` of each scale, of which the map needs embeddings."""
+        """`grey (N, 3, H, W) uint8`; `chosen (N, W) bool` on the CPU, of each scale: what the map needs."""
         self._chosen = chosen
         self._held = {
             at: (memory, _window_pixels(grey[at], shape, window_patches))
@@ -115,7 +115,7 @@ class Recall:
         self.fresh = [mask.clone() for mask in chosen] if self._held else list(chosen)
         for at, (memory, pixels) in self._held.items():
             for mask, stale in zip(self.fresh, memory.stale(pixels), strict=True):
-                mask[at] &= stale
+                mask[at] &= stale.cpu()
 
     def complete(self, computed: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """For each scale the embeddings of the chosen windows `(S, E)`, given those of the fresh ones."""

@@ -135,9 +135,8 @@ class Detector:
         self._defects = None if defects is None else functional.normalize(defects.to(tower.device), dim=-1)
         self._reuse = reuse
         grid_hw = tower.shape.grid_hw
-        self.window_patches = [
-            window_patches(grid_hw, scale, config.stride).to(tower.device) for scale in config.scales
-        ]
+        self._windows = [window_patches(grid_hw, scale, config.stride) for scale in config.scales]
+        self.window_patches = [patches.to(tower.device) for patches in self._windows]
         tokens = 1 + tower.shape.patch_count + sum(rows.numel() + len(rows) for rows in self.window_patches)
         self._halved = False
         self._frames_per_pass = max(1, _FLOATS_PER_PASS_CPU // (tokens * tower.shape.width))
@@ -283,10 +282,7 @@ class Detector:
 
     def features(self, pixels: Tensor) -> Features:
         """Everything of `(N, 3, H, W)` normalised pixels: the image, all windows of all scales, all patches."""
-        device = pixels.device
-        every = [
-            torch.ones(len(pixels), len(patches), dtype=torch.bool, device=device) for patches in self.window_patches
-        ]
+        every = [torch.ones(len(pixels), count, dtype=torch.bool) for count in self.window_counts]
         return self._features(self.tower.tokens(pixels), every, with_patches=bool(every))
 
     def _score_pass(
@@ -315,7 +311,7 @@ class Detector:
     ) -> list[Scored]:
         """Image scores and maps, of all windows that the patches inside need."""
         needed = self._needed(inside)
-        chosen = [covering(needed, patches) for patches in self.window_patches]
+        chosen = [covering(needed, patches) for patches in self._windows]
         recall = Recall(memories, grey, chosen, self.shape, self.window_patches)
         features = self._features(tokens, recall.fresh, with_patches=self._references is not None)
         features = replace(features, windows=recall.complete(features.windows))
@@ -324,11 +320,12 @@ class Detector:
         maps = zero_shot_map(scores, self._scale_maps(shares, chosen))
         if self._references is not None:
             few_shot = self._few_shot(features, chosen, self._references)
-            scores = (scores + few_shot.masked_fill(~inside, -torch.inf).amax(dim=1)) / 2
+            scores = (scores + few_shot.masked_fill(~inside.to(self.device), -torch.inf).amax(dim=1)) / 2
             maps = (maps + few_shot) / 2
-        grids = self._grid(maps.masked_fill(~needed, 0.0))
         defects = self._defect_grids(features.windows, chosen)
-        return [Scored(*one) for one in zip(scores.tolist(), grids, defects, strict=True)]
+        found = torch.cat([scores[:, None], maps], dim=1).cpu()  # the one wait for the device
+        grids = self._grid(found[:, 1:].masked_fill(~needed, 0.0))
+        return [Scored(*one) for one in zip(found[:, 0].tolist(), grids, defects, strict=True)]
 
     def _defect_grids(
         self, windows: Sequence[Tensor], chosen: Sequence[Tensor]
@@ -358,7 +355,7 @@ class Detector:
         count = self.shape.patch_count
         maps = []
         for values, mask, patches in zip(scores, chosen, self.window_patches, strict=True):
-            whole = torch.ones(mask.shape, device=mask.device).masked_scatter(mask, values)
+            whole = torch.ones(mask.shape, device=values.device).masked_scatter(mask.to(values.device), values)
             maps.append(harmonic(whole, patches, count, least=self.config.least_score))
         return maps
 
@@ -367,8 +364,11 @@ class Detector:
         frames, length, _ = tokens.shape
         starts = torch.arange(frames, device=tokens.device)[:, None] * length
         whole = Group(starts + torch.arange(length, device=tokens.device), keep_patches=with_patches)
-        windows_of = zip(chosen, self.window_patches, strict=False)  # none chosen: the image pass alone
-        groups = [whole, *(Group(_window_rows(mask, patches, length)) for mask, patches in windows_of)]
+        windows_of = zip(chosen, self._windows, strict=False)  # none chosen: the image pass alone
+        groups = [
+            whole,
+            *(Group(_window_rows(mask, patches, length).to(tokens.device)) for mask, patches in windows_of),
+        ]
         (image, *windows), before = self.tower.encode(tokens, groups, self._beat)
         tower = self.tower
         return Features(
@@ -390,20 +390,20 @@ class Detector:
                 return before
 
     def _inside(self, regions: Sequence[NDArray[np.bool_] | None]) -> Tensor:
-        """`(N, P)` bool on the device."""
+        """`(N, P)` bool on the CPU, like all that says which windows are computed: a device need not be waited for."""
         whole = np.ones(self.grid_hw, dtype=bool)
         masks = [whole if region is None else region for region in regions]
         for mask in masks:
             if mask.shape != self.grid_hw or mask.dtype != np.bool_ or not mask.any():
                 raise DetectorError(f"a region is {mask.shape} {mask.dtype}, expected a non-empty {self.grid_hw} bool")
-        return torch.from_numpy(np.stack(masks)).flatten(1).to(self.device)
+        return torch.from_numpy(np.stack(masks)).flatten(1)
 
     def _needed(self, inside: Tensor) -> Tensor:
-        rings = [with_ring(mask) for mask in inside.view(-1, *self.grid_hw).cpu().numpy()]
-        return torch.from_numpy(np.stack(rings)).flatten(1).to(inside.device)
+        rings = [with_ring(mask) for mask in inside.view(-1, *self.grid_hw).numpy()]
+        return torch.from_numpy(np.stack(rings)).flatten(1)
 
     def _grid(self, maps: Tensor) -> list[NDArray[np.float32]]:
-        return list(maps.view(-1, *self.grid_hw).cpu().numpy())
+        return list(maps.reshape(-1, *self.grid_hw).numpy())
 
 
 def _first_line(error: Exception) -> str:

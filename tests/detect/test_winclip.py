@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_detect import NEEDS_INT8, small_detector, some_crops
+from tests_detect import FACTS, NEEDS_INT8, open_tower, small_detector, some_crops, write_model
 
 from inspectd.detect.gemm import Precision
 from inspectd.detect.scoring import FewShotMap
-from inspectd.detect.winclip import Detector, Mode, PatchFeature
+from inspectd.detect.winclip import Detector, Mode, PatchFeature, WinclipConfig
 from inspectd.errors import DetectorError, OutOfMemory
 
 
@@ -90,6 +90,21 @@ def test_failure_of_the_device_is_an_error(tmp_path: Path):
     with pytest.raises(DetectorError, match="illegal memory access"):
         detector.score(some_crops(4))
     assert len(device.tried) == 1
+
+
+@pytest.mark.parametrize("image_size", [[24, 64], [40, 24]])
+def test_grid_need_not_be_square(tmp_path: Path, image_size: list[int]):
+    """Maps have the grid's own sides, windows fit the shorter one, and a region computes what all windows give."""
+    tower = open_tower(*write_model(tmp_path, image_size=image_size))
+    text = torch.randn(2, tower.shape.embedding, generator=torch.Generator().manual_seed(4))
+    detector = Detector(tower, text, WinclipConfig(), facts=FACTS)
+    rows, columns = image_size[0] // 8, image_size[1] // 8
+    region = np.zeros((rows, columns), bool)
+    region[0, :2] = True
+    (whole,), (part,) = detector.score(some_crops(1)), detector.score(some_crops(1), regions=[region])
+    assert detector.window_counts == [(rows - k + 1) * (columns - k + 1) for k in (2, 3)]
+    assert whole.map.shape == part.map.shape == (rows, columns)
+    assert part.map[:2, :3] == pytest.approx(whole.map[:2, :3], abs=1e-6)
 
 
 def test_scores_differ_between_crops(tmp_path: Path):
