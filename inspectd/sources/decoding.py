@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from bisect import insort
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -27,6 +28,8 @@ from inspectd.sources.h264 import FrameNumbers
 NO_KEY_FRAME = "no key frame yet"
 MOST_BROKEN = 64
 """More than a decoder holds back."""
+REORDER = 16
+"""Pictures that a stream may show later than it sends them, at most (H.264, A.3)."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """glibc's malloc.h."""
 
@@ -58,6 +61,7 @@ class Decoder:
 
     Packets carry their number through the decoder (`opaque`), so that damage is told exactly in spite of B-frames:
     a picture is tainted when its packet did not come before the broken one, until a key frame that came after it.
+    With B-frames a picture may be shown before one that it was made from, so it is held until that one is known.
     """
 
     def __init__(self, stream: VideoStream, *, threads: int = 1) -> None:
@@ -71,6 +75,7 @@ class Decoder:
         self._numbers = FrameNumbers(self._codec.extradata or b"") if is_h264 else None
         self._sent = 0
         self._open: set[int] = set()  # packets sent and not answered yet
+        self._held: deque[tuple[int, VideoFrame]] = deque()
         self._begun = False
         self._broken: list[tuple[int, str]] = []  # packets that something is wrong with, since the last key frame
 
@@ -100,16 +105,32 @@ class Decoder:
             yield Picture(raw=None, pts_s=None if packet is None else self._seconds(packet.pts), damage=self.damage)
             return
         for frame in frames:
-            yield from self._judge(frame)
+            self._hold(frame)
+            while self._held and not self._waits(self._held[0][0]):
+                yield from self._judge(*self._held.popleft())
         if packet is None:
+            while self._held:
+                yield from self._judge(*self._held.popleft())
             yield from self._lost(before=self._sent)
 
-    def _judge(self, frame: VideoFrame) -> Iterator[Picture]:
-        number = frame.opaque if isinstance(frame.opaque, int) else self._sent
-        self._open.discard(number)
+    def _hold(self, frame: VideoFrame) -> None:
+        number = frame.opaque
+        if isinstance(number, int):
+            self._open.discard(number)
+        else:  # a guess that lost its number is behind every damage, and answers the packet that waits longest
+            self._open.discard(min(self._open, default=0))
+            number = self._sent
+        self._held.append((number, frame))
         if frame.is_corrupt:
             self._taint(number, "decode error concealed")
-        elif (not self._begun or self._broken) and _is_entry(frame):
+
+    def _waits(self, number: int) -> bool:
+        """Whether a packet that this picture may have been made from is still to be shown."""
+        return self._codec.has_b_frames and any(number - REORDER <= each < number for each in self._open)
+
+    def _judge(self, number: int, frame: VideoFrame) -> Iterator[Picture]:
+        known = number < self._sent and not frame.is_corrupt
+        if known and (not self._begun or self._broken) and _is_entry(frame):
             yield from self._lost(before=number)
             self._begun = True
             self._broken = [each for each in self._broken if each[0] >= number]  # a decoder with B-frames is behind
