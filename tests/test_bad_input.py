@@ -233,6 +233,7 @@ def test_ipc_endpoint_in_use_is_not_taken_over(folder: Path) -> None:
         assert said.code == 4
         assert str(path) in said.complaint
         with closing(socket.socket(socket.AF_UNIX)) as client:
+            client.settimeout(5)  # a backlog that is full would block for ever
             client.connect(str(path))
     path.unlink()
 

@@ -23,7 +23,7 @@ from inspectd.errors import EndpointHeld, TransportError
 from inspectd.transport.wire import PREVIEW_ROOT, preview_topic
 
 BIND_PATIENCE_S = 5.0
-REBIND_S = 0.02
+REBIND_S = 0.05
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_SUBSCRIPTION_BYTES = 1024
 """More than any topic, or any step of a CURVE handshake; libzmq keeps a node of a tree for each byte."""
