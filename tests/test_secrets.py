@@ -32,8 +32,13 @@ def test_wrong_password_is_never_said(
     daemon = make_daemon(tables, extra='[log]\nlevel = "debug"\n')
     daemon.environment["INSPECTD_CAMERAS__CAM2__SOURCE__PASSWORD"] = password
     with running(daemon) as subscriber:
-        lost = {"cam1", "cam2", "cam3"}
-        subscriber.until(lambda seen: lost <= {each["camera"] for each in seen.verdicts})
+        subscriber.until(
+            lambda seen: (
+                {beat["state"] for beat in seen.heartbeats[-1]["cameras"].values()} == {"lost"}
+                if seen.heartbeats
+                else False
+            )
+        )
         told = [daemon.log(), json.dumps(daemon.ask("status")), json.dumps(subscriber.seen.verdicts)]
         told += [json.dumps(subscriber.seen.events), *(" ".join(each.cmdline()) for each in daemon.children())]
     check = [sys.executable, "-m", "inspectd", "check", "--json", "--config", str(daemon.config)]

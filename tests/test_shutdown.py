@@ -91,7 +91,7 @@ def test_shared_memory_without_room_is_one_line(make_daemon: MakeDaemon, slots: 
         pytest.skip("needs `unshare -m`, for a small /dev/shm of its own")
     camera = file_camera(shared("data", "video", "bottle_bench_640x360.mp4")) + f"slots = {slots}\n"
     daemon = make_daemon({"cam1": camera})
-    script = 'mount -t tmpfs -o size=16m tmpfs /dev/shm && head -c 14M /dev/zero > /dev/shm/full && exec "$@"'
+    script = 'mount -t tmpfs -o size=40m tmpfs /dev/shm && head -c 38M /dev/zero > /dev/shm/full && exec "$@"'
     command = [sys.executable, "-m", "inspectd", "run", "--config", str(daemon.config)]
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script, "sh", *command],
