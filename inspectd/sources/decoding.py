@@ -7,6 +7,7 @@ error on is tainted until the next sound key frame, also where the decoder repor
 from __future__ import annotations
 
 import ctypes
+import sys
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ MOST_BROKEN = 64
 """More than a decoder holds back."""
 REORDER = 16
 """Pictures that a stream may show later than it sends them, at most (H.264, A.3)."""
+UNKNOWN = sys.maxsize
+"""The number of a packet that nobody knows."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """glibc's malloc.h."""
 
@@ -90,7 +93,7 @@ class Decoder:
         """The pictures that a packet yields, in the order of display; None flushes the decoder at the end."""
         number = self._sent
         if packet is not None:
-            packet.opaque = number
+            packet.opaque = [number]  # PyAV keeps it by its address: a small number would be another decoder's too
             self._sent += 1
             self._open.add(number)
             if packet.is_corrupt:
@@ -114,12 +117,12 @@ class Decoder:
             yield from self._lost(before=self._sent)
 
     def _hold(self, frame: VideoFrame) -> None:
-        number = frame.opaque
-        if isinstance(number, int):
+        if isinstance(frame.opaque, list):
+            number: int = frame.opaque[0]
             self._open.discard(number)
         else:  # a guess that lost its number is behind every damage, and answers the packet that waits longest
+            number = UNKNOWN
             self._open.discard(min(self._open, default=0))
-            number = self._sent
         self._held.append((number, frame))
         if frame.is_corrupt:
             self._taint(number, "decode error concealed")
@@ -129,7 +132,7 @@ class Decoder:
         return self._codec.has_b_frames and any(number - REORDER <= each < number for each in self._open)
 
     def _judge(self, number: int, frame: VideoFrame) -> Iterator[Picture]:
-        known = number < self._sent and not frame.is_corrupt
+        known = number != UNKNOWN and not frame.is_corrupt
         if known and (not self._begun or self._broken) and _is_entry(frame):
             yield from self._lost(before=number)
             self._begun = True
