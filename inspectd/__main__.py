@@ -20,6 +20,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the top of the process: one line, as for every failure
+        if interrupted(error):
+            sys.exit(ExitCode.INTERRUPTED)
         _say(_bug(error))
         sys.exit(ExitCode.FAILED)
 
@@ -35,6 +37,15 @@ def exit_code(error: InspectdError) -> ExitCode:
             return ExitCode.FOUND_WRONG
         case _:
             return ExitCode.FAILED
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: extension modules that are interrupted in their import raise another one."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _say(line: str) -> None:

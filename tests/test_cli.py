@@ -133,3 +133,17 @@ def test_ctrl_c_while_starting_is_no_traceback() -> None:
             _, said = process.communicate(timeout=PATIENCE_S)
         assert b"Traceback" not in said
         assert process.returncode in (0, 3, 130)
+
+
+def test_ctrl_c_behind_an_import_error_is_still_ctrl_c() -> None:
+    """An extension module that is interrupted in its import raises an error of its own."""
+    from inspectd.__main__ import interrupted
+
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("cannot import") from error
+    except ImportError as error:
+        assert interrupted(error)
+    assert not interrupted(ImportError("of its own"))
