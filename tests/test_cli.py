@@ -139,11 +139,7 @@ def test_ctrl_c_behind_an_import_error_is_still_ctrl_c() -> None:
     """An extension module that is interrupted in its import raises an error of its own."""
     from inspectd.__main__ import interrupted
 
-    try:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt as error:
-            raise ImportError("cannot import") from error
-    except ImportError as error:
-        assert interrupted(error)
+    error = ImportError("cannot import")
+    error.__cause__ = KeyboardInterrupt()
+    assert interrupted(error)
     assert not interrupted(ImportError("of its own"))
