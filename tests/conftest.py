@@ -10,6 +10,8 @@ import pytest
 from daemons import Daemon
 from rtsp_servers import RtspServer
 
+collect_ignore = ["gst_camera.py", "shims"]  # imported by other programs: the system's Python, the daemons
+
 
 def pytest_configure() -> None:
     """A run in the background of a script ignores SIGINT, and so would every program that the tests send Ctrl-C to."""
