@@ -21,7 +21,8 @@ from inspectd.cli import app
 from inspectd.detect import measure
 from inspectd.detect.architecture import read_architecture
 from inspectd.detect.gemm import Precision
-from inspectd.detect.winclip import Scored, WinclipConfig
+from inspectd.detect.judging import Scored
+from inspectd.detect.options import WinclipConfig
 from inspectd.errors import ConfigError
 
 

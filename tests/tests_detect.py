@@ -17,8 +17,9 @@ from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import VisionTower
 from inspectd.detect.gemm import Precision, has_int8
 from inspectd.detect.identity import Facts
+from inspectd.detect.options import WinclipConfig
 from inspectd.detect.reuse import ReuseRule
-from inspectd.detect.winclip import Detector, WinclipConfig
+from inspectd.detect.winclip import Detector
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 CPU = torch.device("cpu")

@@ -33,10 +33,11 @@ from inspectd.detect.cost import gflop_per_frame
 from inspectd.detect.gemm import Precision, has_prepacked
 from inspectd.detect.identity import Facts
 from inspectd.detect.measure import matrix_rate, spreading_text
+from inspectd.detect.options import WinclipConfig
 from inspectd.detect.preprocess import Resize, prepare, upsample_map
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, compose
 from inspectd.detect.text import TextAverage, embed_prompts, open_clip
-from inspectd.detect.winclip import Detector, WinclipConfig
+from inspectd.detect.winclip import Detector
 from inspectd.errors import ConfigError
 
 BACKBONE = "ViT-B-16-plus-240"

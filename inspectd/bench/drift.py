@@ -9,7 +9,7 @@ import numpy as np
 
 from inspectd.bench.findings import Drift
 from inspectd.detect import measure
-from inspectd.detect.winclip import Scored
+from inspectd.detect.judging import Scored
 
 
 def drift_between(

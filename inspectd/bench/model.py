@@ -19,7 +19,8 @@ from inspectd.detect import measure
 from inspectd.detect.architecture import Architecture, read_architecture
 from inspectd.detect.build import choose_device, choose_precision, set_threads
 from inspectd.detect.gemm import Precision
-from inspectd.detect.winclip import Detector, WinclipConfig
+from inspectd.detect.options import WinclipConfig
+from inspectd.detect.winclip import Detector
 from inspectd.errors import ConfigError
 from inspectd.images import bgr_to_rgb, encode_label_png, read_image_bgr
 from inspectd.recipe import Filters

@@ -56,7 +56,7 @@ class RandomModel:
         from inspectd.detect import measure  # noqa: PLC0415 - only the worker carries torch
         from inspectd.detect.architecture import read_architecture  # noqa: PLC0415
         from inspectd.detect.build import choose_device, choose_precision  # noqa: PLC0415
-        from inspectd.detect.winclip import WinclipConfig  # noqa: PLC0415
+        from inspectd.detect.options import WinclipConfig  # noqa: PLC0415
 
         architecture, device = read_architecture(self.backbone, self.config), choose_device(self.device)
         precision = choose_precision(self.precision, device)

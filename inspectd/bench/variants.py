@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from inspectd.bench.findings import Exactness, Timing
 from inspectd.detect import measure
 from inspectd.detect.gemm import Precision
-from inspectd.detect.winclip import Detector, Mode
+from inspectd.detect.options import Mode
+from inspectd.detect.winclip import Detector
 from inspectd.records import PixelsU8
 
 FULL = "all windows"

@@ -15,13 +15,14 @@ from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import TextTower, VisionTower
 from inspectd.detect.gemm import Precision, has_int8
 from inspectd.detect.identity import Facts
+from inspectd.detect.options import LEAST_SCORE, Mode, PatchFeature, WinclipConfig
 from inspectd.detect.preprocess import Resize
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, Prompts, compose, compose_defects
 from inspectd.detect.reuse import ReuseRule
 from inspectd.detect.scoring import FewShotMap
 from inspectd.detect.text import TextAverage, embed_classes
 from inspectd.detect.weights import WeightsFile, find
-from inspectd.detect.winclip import LEAST_SCORE, Detector, Mode, PatchFeature, WinclipConfig
+from inspectd.detect.winclip import Detector
 from inspectd.errors import ConfigError
 from inspectd.recipe import Recipe
 

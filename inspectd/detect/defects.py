@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inspectd.detect.windows import harmonic
+from inspectd.detect.plans import Plan
+from inspectd.detect.windows import harmonic, spread_windows
 
 
 def defect_maps(
     windows: Sequence[Tensor],
-    chosen: Sequence[Tensor],
+    plan: Plan,
     window_patches: Sequence[Tensor],
     kinds: Tensor,
     *,
@@ -29,14 +30,12 @@ def defect_maps(
     two regions of one frame may be of two kinds.
 
     Args:
-        windows: for each scale the embeddings `(S, E)` of the `chosen (N, W) bool`.
+        windows: for each scale the embeddings `(S, E)` of the plan's chosen windows.
         kinds: `(K, E)`, the directions of the kinds' prompts.
     """
     inverse = []
-    for embeddings, mask, patches in zip(windows, chosen, window_patches, strict=True):
+    for embeddings, mask, places, patches in zip(windows, plan.chosen, plan.places, window_patches, strict=True):
         shares = (functional.normalize(embeddings, dim=-1) @ kinds.T / temperature).softmax(dim=-1)
-        whole = torch.full((*mask.shape, len(kinds)), 1 / len(kinds), device=shares.device)
-        whole = whole.masked_scatter(mask.to(shares.device)[..., None].expand_as(whole), shares)
-        by_kind = whole.transpose(1, 2).flatten(0, 1)
+        by_kind = spread_windows(shares, places, mask.shape, 1 / len(kinds)).transpose(1, 2).flatten(0, 1)
         inverse.append(harmonic(by_kind, patches, patch_count).reciprocal())
-    return (len(inverse) / torch.stack(inverse).sum(dim=0)).view(len(chosen[0]), len(kinds), patch_count)
+    return (len(inverse) / torch.stack(inverse).sum(dim=0)).view(-1, len(kinds), patch_count)

@@ -24,12 +24,13 @@ from inspectd.detect.clip import Beat, TextTower, VisionTower
 from inspectd.detect.cost import gflop_per_frame
 from inspectd.detect.gemm import COMPUTE_DTYPE, Precision, linear
 from inspectd.detect.identity import Facts
+from inspectd.detect.options import Mode, WinclipConfig
 from inspectd.detect.preprocess import prepare
 from inspectd.detect.prompts import compose
 from inspectd.detect.reuse import ReuseRule, WindowMemory
 from inspectd.detect.scoring import References
 from inspectd.detect.text import TextAverage, embed_prompts
-from inspectd.detect.winclip import Detector, Mode, WinclipConfig
+from inspectd.detect.winclip import Detector
 from inspectd.detect.windows import covering, with_ring
 
 _RATE_ROWS, _RATE_INPUTS, _RATE_OUTPUTS = 1024, 2048, 2048

@@ -47,6 +47,16 @@ def covering(needed: Tensor, patches: Tensor) -> Tensor:
     return needed[:, patches].any(dim=-1)
 
 
+def spread_windows(values: Tensor, places: Tensor, shape: torch.Size, fill: float = 1.0) -> Tensor:
+    """Values `(S, …)` of the computed windows at their `places (S,)` among all `(N, W)`, and `fill` elsewhere.
+
+    >>> spread_windows(torch.tensor([0.5]), torch.tensor([2]), torch.Size([1, 3])).tolist()
+    [[1.0, 1.0, 0.5]]
+    """
+    whole = values.new_full((shape.numel(), *values.shape[1:]), fill)
+    return whole.index_copy_(0, places, values).view(*shape, *values.shape[1:])
+
+
 def harmonic(scores: Tensor, patches: Tensor, patch_count: int, *, least: float = 1e-12) -> Tensor:
     """Harmonic mean of the scores of all windows that hold a patch (WinCLIP, equation 3).
 

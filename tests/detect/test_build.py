@@ -14,10 +14,11 @@ from tests_detect import some_crops, write_model
 from inspectd.detect import build
 from inspectd.detect.build import build_detector
 from inspectd.detect.gemm import Precision
+from inspectd.detect.options import Mode, PatchFeature
 from inspectd.detect.preprocess import Resize
 from inspectd.detect.scoring import FewShotMap
 from inspectd.detect.text import TextAverage
-from inspectd.detect.winclip import Detector, Mode, PatchFeature
+from inspectd.detect.winclip import Detector
 from inspectd.errors import ConfigError
 from inspectd.recipe import load_recipe
 
@@ -95,7 +96,7 @@ def test_kinds_of_defects_are_embedded_once_and_are_no_part_of_the_model(
     assert first.identity == make(tmp_path).identity
     assert first.score(some_crops(1))[0].defects.shape == (2, 5, 5)
     monkeypatch.setattr(build, "TextTower", lambda *_, **__: pytest.fail("encoded again"))
-    assert torch.equal(make(tmp_path, text, cache_dir=tmp_path / "cache")._defects, first._defects)
+    assert torch.equal(make(tmp_path, text, cache_dir=tmp_path / "cache")._judge.defects, first._judge.defects)
     with pytest.raises(pytest.fail.Exception, match="encoded again"):
         make(tmp_path, text.replace("torn {}", "ripped {}"), cache_dir=tmp_path / "cache")
 
@@ -151,7 +152,7 @@ def test_profile_stands_for_the_keys_that_are_not_given(tmp_path: Path):
     mixed = make(tmp_path, '[detector]\nprofile = "anomalib"\ntext_average = "normalised"\nresize = "uint8"').config
     assert (mixed.text_average, mixed.resize) == (TextAverage.NORMALISED, Resize.UINT8)
     texts = [
-        make(tmp_path, f"[detector]\n{keys}")._text
+        make(tmp_path, f"[detector]\n{keys}").text
         for keys in ('text_average = "raw"', 'text_average = "raw"\ntemplates = "anomalib"', 'profile = "anomalib"')
     ]
     assert not torch.equal(texts[0], texts[1])

@@ -7,37 +7,45 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_detect import FACTS, open_tower, some_crops, write_model
+from tests_detect import CPU, FACTS, open_tower, some_crops, write_model
 
+from inspectd.detect.architecture import read_architecture
 from inspectd.detect.defects import defect_maps
-from inspectd.detect.winclip import Detector, Mode, WinclipConfig
+from inspectd.detect.options import Mode, WinclipConfig
+from inspectd.detect.plans import Plan, Planner
+from inspectd.detect.winclip import Detector
 from inspectd.detect.windows import harmonic, window_patches
 
 PATCHES = [window_patches((5, 5), scale) for scale in (2, 3)]
 COUNTS = [len(patches) for patches in PATCHES]
 
 
-def test_patch_is_nearest_to_the_kind_of_the_windows_that_hold_it():
+def every_window(folder: Path, frames: int) -> Plan:
+    """The plan of a pass that computes every window."""
+    shape = read_architecture("small", write_model(folder)[0]).vision
+    inside = torch.ones(frames, shape.patch_count, dtype=torch.bool)
+    return Planner(shape, PATCHES, CPU).plan(inside, windows=True, keep_patches=False)
+
+
+def test_patch_is_nearest_to_the_kind_of_the_windows_that_hold_it(tmp_path: Path):
     """Windows that look like one kind in the left, like another in the right, label their sides."""
     kinds, embeddings = torch.eye(3), []
     for side in (4, 3):
         scale = torch.zeros(side, side, 3)
         scale[:, : side // 2, 0] = scale[:, side // 2 :, 2] = 1.0
         embeddings.append(scale.flatten(0, 1))
-    every = [torch.ones(1, count, dtype=torch.bool) for count in COUNTS]
-    found = defect_maps(embeddings, every, PATCHES, kinds, temperature=0.07, patch_count=25)
+    found = defect_maps(embeddings, every_window(tmp_path, 1), PATCHES, kinds, temperature=0.07, patch_count=25)
     nearest = found.argmax(dim=1).view(5, 5)
     assert (nearest[:, 0] == 0).all()
     assert (nearest[:, 4] == 2).all()
 
 
-def test_maps_are_the_harmonic_means_of_each_kind():
+def test_maps_are_the_harmonic_means_of_each_kind(tmp_path: Path):
     """Each kind's share goes to patches and over scales by the aggregation of the scores."""
     random = torch.Generator().manual_seed(2)
     embeddings = [torch.randn(2 * count, 6, generator=random) for count in COUNTS]
     kinds = torch.nn.functional.normalize(torch.randn(4, 6, generator=random), dim=-1)
-    every = [torch.ones(2, count, dtype=torch.bool) for count in COUNTS]
-    found = defect_maps(embeddings, every, PATCHES, kinds, temperature=0.5, patch_count=25)
+    found = defect_maps(embeddings, every_window(tmp_path, 2), PATCHES, kinds, temperature=0.5, patch_count=25)
     unit = [torch.nn.functional.normalize(rows, dim=-1) for rows in embeddings]
     shares = [(rows @ kinds.T / 0.5).softmax(dim=1)[:, 3] for rows in unit]
     maps = [harmonic(own.view(2, -1), patches, 25) for own, patches in zip(shares, PATCHES, strict=True)]

@@ -9,15 +9,16 @@ import pytest
 import torch
 from tests_detect import CPU, Golden, golden
 
-from inspectd.detect import winclip
+from inspectd.detect import judging
 from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import TextTower, VisionTower
+from inspectd.detect.features import Features
 from inspectd.detect.gemm import Activation, Precision
 from inspectd.detect.preprocess import Resize, prepare, upsample_map
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, compose
 from inspectd.detect.scoring import anomalous_share, association
 from inspectd.detect.text import tokenise
-from inspectd.detect.winclip import Detector, Features
+from inspectd.detect.winclip import Detector
 
 TOLERANCE = 2e-5
 
@@ -66,7 +67,7 @@ def embeddings(features: Features) -> dict[str, torch.Tensor]:
 
 def grid_of(scores: torch.Tensor, detector: Detector, scale_at: int) -> torch.Tensor:
     """The harmonic map of one scale, by whatever function the detector uses."""
-    return winclip.harmonic(scores, detector.window_patches[scale_at], 225).view(-1, 15, 15)
+    return judging.harmonic(scores, detector.window_patches[scale_at], 225).view(-1, 15, 15)
 
 
 def differences(values: Golden, detector: Detector, tower: VisionTower) -> dict[str, float]:
@@ -142,7 +143,7 @@ def test_missing_image_scale_is_noticed(monkeypatch: pytest.MonkeyPatch):
     """A zero-shot map without the whole image as its third scale differs, although no score does."""
     values = golden()
     tower = values.tower()
-    monkeypatch.setattr(winclip, "zero_shot_map", lambda _, scales: len(scales) / sum(1 / scale for scale in scales))
+    monkeypatch.setattr(judging, "zero_shot_map", lambda _, scales: len(scales) / sum(1 / scale for scale in scales))
     found = differences(values, values.detector(tower), tower)
     assert found["zs_grid"] > TOLERANCE >= found["score"]
 
@@ -156,7 +157,7 @@ def test_arithmetic_mean_is_noticed(monkeypatch: pytest.MonkeyPatch):
 
     values = golden()
     tower = values.tower()
-    monkeypatch.setattr(winclip, "harmonic", arithmetic)
+    monkeypatch.setattr(judging, "harmonic", arithmetic)
     found = differences(values, values.detector(tower), tower)
     assert min(found["zs_grid"], found["zs_grid_2"], found["grid"]) > TOLERANCE
 

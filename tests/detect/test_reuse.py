@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests_detect import small_detector, some_crops
 
+from inspectd.detect.options import Mode
 from inspectd.detect.reuse import ReuseRule
-from inspectd.detect.winclip import Detector, Mode
+from inspectd.detect.winclip import Detector
 
 PATCH_PX, GRID = 8, 5
 

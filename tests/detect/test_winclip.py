@@ -11,8 +11,9 @@ import torch
 from tests_detect import FACTS, NEEDS_INT8, open_tower, small_detector, some_crops, write_model
 
 from inspectd.detect.gemm import Precision
+from inspectd.detect.options import Mode, PatchFeature, WinclipConfig
 from inspectd.detect.scoring import FewShotMap
-from inspectd.detect.winclip import Detector, Mode, PatchFeature, WinclipConfig
+from inspectd.detect.winclip import Detector
 from inspectd.errors import DetectorError, OutOfMemory
 
 

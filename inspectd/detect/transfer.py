@@ -1,0 +1,52 @@
+"""Pixels to the device and results back, without waiting for either.
+
+On a CPU there is nothing to bring and nothing to wait for. On a GPU uploads and resizing have a stream of their own, so
+that those of the next pass go beside the computation of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inspectd.detect.architecture import VisionShape
+from inspectd.detect.preprocess import Resize, squashed
+
+
+class Transfer:
+    """The way to one device and back, for one thread."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def squashed(self, crops_rgb: Sequence[NDArray[np.uint8]], shape: VisionShape, resize: Resize) -> Tensor:
+        """`preprocess.squashed` on the device; what is computed from now on waits for it there.
+
+        Each crop goes through page-locked memory of torch's host allocator, which gives a block away again only behind
+        the last copy that read it: nothing here can overwrite pixels that are still on their way.
+        """
+        if self._uploads is None:
+            return squashed(crops_rgb, shape, resize, self._device)
+        with torch.cuda.stream(self._uploads):
+            grey = squashed(crops_rgb, shape, resize, self._device)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._uploads)
+        grey.record_stream(computing)  # or the next upload could take its memory while it is read
+        return grey
+
+    def fetch(self, found: Tensor) -> Tensor:
+        """A result on its way to the CPU: to be read behind `wait`."""
+        if self._uploads is None:
+            return found
+        arriving = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        return arriving.copy_(found, non_blocking=True)
+
+    def wait(self) -> None:
+        """Waits until all that was fetched is here."""
+        if self._uploads is not None:
+            torch.cuda.current_stream(self._device).synchronize()
