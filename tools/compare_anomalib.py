@@ -30,7 +30,7 @@ from inspectd.detect.build import choose_precision
 from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import TextTower, VisionTower
 from inspectd.detect.cost import gflop_per_frame
-from inspectd.detect.gemm import Precision, has_prepacked
+from inspectd.detect.gemm import Precision, prepacks
 from inspectd.detect.identity import Facts
 from inspectd.detect.measure import matrix_rate, spreading_text
 from inspectd.detect.options import WinclipConfig
@@ -134,7 +134,7 @@ def measurable(names: list[str], console: Console) -> list[Precision]:
         except ConfigError as error:
             console.print(f"{name}: not measured: {error}")
             continue
-        if precision is Precision.BF16 and not has_prepacked(torch.bfloat16):
+        if precision is Precision.BF16 and not prepacks(torch.bfloat16):
             console.print("bf16: not measured: this processor has no AVX-512, so it would be emulated")
         else:
             found.append(precision)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from inspectd.detect.architecture import TextShape, TowerShape, VisionShape
 from inspectd.detect.checkpoint import Weights
-from inspectd.detect.gemm import Precision, linear
+from inspectd.detect.gemm import Precision, addition, linear
 
 Beat = Callable[[], None]
 
@@ -87,11 +87,11 @@ class Block:
         self._inputs = [
             linear(*part, gentle) for part in zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True)
         ]
-        self._out = linear(*scaled("attn.out_proj", "ls_1.gamma", width), gentle)
+        self._out = addition(*scaled("attn.out_proj", "ls_1.gamma", width), gentle)
         self._fc = linear(
             take("mlp.c_fc.weight", hidden, width), take("mlp.c_fc.bias", hidden), precision, shape.activation
         )
-        self._proj = linear(*scaled("mlp.c_proj", "ls_2.gamma", hidden), precision)
+        self._proj = addition(*scaled("mlp.c_proj", "ls_2.gamma", hidden), precision)
 
     def qkv(self, x: Tensor) -> Tensor:
         """Scaled queries, keys and values `(T, 3D)` of rows `(T, D)`."""
@@ -108,8 +108,8 @@ class Block:
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block, in place on the residual `x (T, D) fp32`; `attended (T, D)`."""
         for part, seen in zip(torch.split(x, self._rows), torch.split(attended, self._rows), strict=True):
-            part.add_(self._out(seen))
-            part.add_(self._proj(self._fc(self._norm(part, self._ln_2))))
+            self._out(part, seen)
+            self._proj(part, self._fc(self._norm(part, self._ln_2)))
         return x
 
     def _norm(self, x: Tensor, weight_bias: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """Matrix products: the same linear layer in each precision, with weights laid out once for the machine at hand.
 
-On a CPU the weights are reordered for oneDNN where torch has the operators (plain `linear` goes to MKL, which is up to
-twice as slow on AMD). Letters: T rows, I inputs, O outputs.
+On a CPU the weights are reordered for oneDNN where torch has the operators, but for fp32 without AVX-512: there MKL,
+which plain products go to, is faster (Zen 3: 85 GFLOP/s a core against 74; with AVX-512 it is up to twice as slow on
+AMD). Letters: T rows, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch.nn import functional
 
 Product = Callable[[Tensor], Tensor]
 """`(T, I)` of any float type -> `(T, O)` in the precision's own type."""
+Addition = Callable[[Tensor, Tensor], None]
+"""To a residual `(T, O) fp32` the product of `(T, I)` is added in place."""
 
 
 class Precision(StrEnum):
@@ -50,16 +53,17 @@ COMPUTE_DTYPE = {
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The activation as a function of its own, `(T, O)` -> `(T, O)`."""
+    """The activation in place, `(T, O)` -> `(T, O)`."""
     match activation:
         case Activation.NONE:
-            return x
+            pass
         case Activation.GELU:
-            return functional.gelu(x)
+            torch.ops.aten.gelu_(x)
         case Activation.GELU_TANH:
-            return functional.gelu(x, approximate="tanh")
+            torch.ops.aten.gelu_(x, approximate="tanh")
         case Activation.QUICK_GELU:
-            return x * torch.sigmoid(1.702 * x)
+            x.mul_(torch.sigmoid(1.702 * x))
+    return x
 
 
 def linear(weight: Tensor, bias: Tensor, precision: Precision, activation: Activation = Activation.NONE) -> Product:
@@ -72,7 +76,7 @@ def linear(weight: Tensor, bias: Tensor, precision: Precision, activation: Activ
         return _int8(weight, bias, activation)
     dtype = COMPUTE_DTYPE[precision]
     weight, bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
-    if weight.device.type == "cpu" and has_prepacked(dtype):
+    if weight.device.type == "cpu" and prepacks(dtype):
         return _prepacked(weight, bias, activation)
 
     def product(x: Tensor) -> Tensor:
@@ -81,14 +85,35 @@ def linear(weight: Tensor, bias: Tensor, precision: Precision, activation: Activ
     return product
 
 
-def has_prepacked(dtype: torch.dtype) -> bool:
-    """Whether torch has oneDNN's prepacked linear layer on this machine; for bf16 its processor must have AVX-512."""
-    names = ["_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported"]
-    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):  # type: ignore[no-untyped-call]
+def addition(weight: Tensor, bias: Tensor, precision: Precision) -> Addition:
+    """As `linear`, for a product that is added to a residual, which plain fp32 products do in one pass."""
+    plain = precision in (Precision.FP32, Precision.TF32)
+    if plain and not (weight.device.type == "cpu" and prepacks(torch.float32)):
+        transposed, offset = weight.contiguous().t(), bias.contiguous()
+
+        def accumulate(residual: Tensor, x: Tensor) -> None:
+            residual.add_(offset).addmm_(x, transposed)
+
+        return accumulate
+    product = linear(weight, bias, precision)
+
+    def add(residual: Tensor, x: Tensor) -> None:
+        residual.add_(product(x))
+
+    return add
+
+
+def prepacks(dtype: torch.dtype) -> bool:
+    """Whether weights are laid out for oneDNN on this machine's processor, where it is the faster one and can."""
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in _PREPACKED):  # type: ignore[no-untyped-call]
         return False
-    return dtype is not torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - it must have AVX-512
+    has_mkl = bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+    return not has_mkl or torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
+_PREPACKED = ["_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported"]
 _FUSED = {Activation.NONE: ("none", ""), Activation.GELU: ("gelu", "none"), Activation.GELU_TANH: ("gelu", "tanh")}
 _ROWS_EXPECTED = 1024
 _LEAST_STEP = 1e-12

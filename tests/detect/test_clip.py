@@ -92,23 +92,42 @@ def test_text_cut_at_the_last_end_token_equals_open_clip(tmp_path: Path, changes
     assert found == pytest.approx(expected, abs=2e-5)
 
 
+WAYS = [
+    (precision, prepacks)
+    for precision in (Precision.FP32, Precision.BF16)
+    for prepacks in sorted({False, precision is Precision.FP32 or gemm.prepacks(torch.bfloat16)})
+]
+"""Every way to compute a product that this processor can go, also those that it does not choose."""
+
+
 @pytest.mark.parametrize("activation", list(Activation))
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
-def test_products_without_onednn_are_the_same(
-    monkeypatch: pytest.MonkeyPatch, activation: Activation, precision: Precision
+@pytest.mark.parametrize(("precision", "prepacks"), WAYS)
+def test_products_are_the_same_with_and_without_onednn(
+    monkeypatch: pytest.MonkeyPatch, activation: Activation, precision: Precision, prepacks: bool
 ):
-    """The fall-back where torch has no prepacked layer computes what the prepacked one computes."""
+    """Each agrees with the formula."""
     x, weight, bias = torch.randn(37, 24), torch.randn(40, 24), torch.randn(40)
+    expected = gemm.activate(x @ weight.T + bias, activation)
+    monkeypatch.setattr(gemm, "prepacks", lambda _: prepacks)
     found = gemm.linear(weight, bias, precision, activation)(x)
-    monkeypatch.setattr(gemm, "has_prepacked", lambda _: False)
-    expected = gemm.linear(weight, bias, precision, activation)(x)
-    tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.3}[found.dtype]
     assert found.dtype == gemm.COMPUTE_DTYPE[precision]
-    assert found.float() == pytest.approx(expected.float(), abs=tolerance)
+    assert found.float() == pytest.approx(expected, abs={Precision.FP32: 1e-4, Precision.BF16: 0.3}[precision])
 
 
-def test_tower_without_onednn_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The whole tower runs on plain products too."""
+@pytest.mark.parametrize(("precision", "prepacks"), WAYS)
+def test_product_is_added_to_the_residual(monkeypatch: pytest.MonkeyPatch, precision: Precision, prepacks: bool):
+    """In place, in some rows alone, in fp32 whatever the product is computed in."""
+    table, x, weight, bias = torch.randn(50, 40), torch.randn(37, 24), torch.randn(40, 24), torch.randn(40)
+    expected = table.clone()
+    expected[5:42] += x @ weight.T + bias
+    monkeypatch.setattr(gemm, "prepacks", lambda _: prepacks)
+    gemm.addition(weight, bias, precision)(table[5:42], x.to(gemm.COMPUTE_DTYPE[precision]))
+    assert table == pytest.approx(expected, abs={Precision.FP32: 1e-4, Precision.BF16: 0.3}[precision])
+
+
+@pytest.mark.parametrize("prepacks", [True, False])
+def test_tower_is_the_same_with_and_without_onednn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prepacks: bool):
+    """The whole tower runs on either kind of product."""
     files = write_model(tmp_path)
     tokens, groups = torch.randn(1, 26, 32), [Group(torch.arange(26)[None], keep_patches=True)]
 
@@ -117,7 +136,7 @@ def test_tower_without_onednn_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_p
             return tower.encode(tokens, groups, lambda: None)[0][0]
 
     expected = run(open_tower(*files))
-    monkeypatch.setattr(gemm, "has_prepacked", lambda _: False)
+    monkeypatch.setattr(gemm, "prepacks", lambda _: prepacks)
     assert run(open_tower(*files)) == pytest.approx(expected, abs=1e-5)
 
 
