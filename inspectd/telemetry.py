@@ -43,6 +43,9 @@ class Metrics:
         self.late_results = Counter(
             "inspectd_late_results", "Results that came after their answer and were dropped.", registry=self.registry
         )
+        self.refused_results = Counter(
+            "inspectd_refused_results", "Results that no worker of this daemon can have sent.", registry=self.registry
+        )
         self.commit = Histogram(
             "inspectd_journal_commit_seconds",
             "Time of one journal commit.",

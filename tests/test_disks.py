@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import zmq
 from daemons import Daemon, Seen, file_camera, running, shared
 from disks import fill, hanging_disk, small_disk
 
@@ -27,6 +29,19 @@ def a_live_daemon(make_daemon: MakeDaemon, **more: Any) -> Daemon:
 
 def unjournaled(seen: Seen) -> list[dict[str, Any]]:
     return [each for each in seen.verdicts if not each["journaled"]]
+
+
+def longest_refusal_s(daemon: Daemon, for_s: float) -> float:
+    """How long at most a bad request waits to be told so."""
+    waits_s = [0.0]
+    until_s = time.monotonic() + for_s
+    with zmq.Context() as context, context.socket(zmq.DEALER) as client:
+        client.connect(daemon.control)
+        while (sent_s := time.monotonic()) < until_s:
+            client.send(b'{"id": "x", "op": "dance"}')
+            assert not json.loads(client.recv_multipart()[0])["ok"]
+            waits_s.append(time.monotonic() - sent_s)
+    return max(waits_s[2:])  # the first waits for its connection
 
 
 def recovered(seen: Seen) -> bool:
@@ -51,6 +66,7 @@ def test_what_was_sent_while_the_disk_hung_outlives_the_publisher(make_daemon: M
     with running(daemon) as subscriber:
         subscriber.until(lambda seen: len(seen.verdicts) > 3 and recovered(seen))
         flag.touch()
+        assert longest_refusal_s(daemon, 0.5) < 0.1  # the commit that hangs is waited for, by verdicts alone
         subscriber.until(lambda seen: len(unjournaled(seen)) > 3 and seen.state == "degraded")
         publisher = next(each for each in daemon.ask("status")["processes"] if each["name"] == "publisher")
         psutil.Process(publisher["pid"]).kill()

@@ -12,7 +12,6 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from av.codec.context import Flags
@@ -192,7 +191,8 @@ def orientation(raw: VideoFrame) -> Orientation:
 
     Only quarter turns and mirrors are known; another angle is taken as the nearest of these.
     """
-    matrix = cast("SideDataContainer", raw.side_data).get(Type.DISPLAYMATRIX)  # PyAV types it as a TypedDict
+    # Not `raw.side_data`, which the frame would keep: a circle, and its pixels would wait for the garbage collector.
+    matrix = SideDataContainer(raw).get(Type.DISPLAYMATRIX)
     if matrix is None:
         return Orientation()
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()

@@ -82,6 +82,7 @@ class Capture:
     def run(self) -> None:
         """Opens the source, reads it until it ends, and opens it again whenever it is lost, until told to stop."""
         self._view.capture_generation = self._life.charge.generation
+        self._life.settle()
         self._life.heart.limit(SILENT_LIMIT_NS)
         self._ring.reclaim(self._view.high_water)
         start_index = self._resume_index()

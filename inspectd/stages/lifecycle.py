@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -72,6 +73,11 @@ class Life:
     def beat(self) -> None:
         """One heartbeat, from the work loop and nowhere else."""
         self.heart.beat(time.monotonic_ns())
+
+    def settle(self) -> None:
+        """All is loaded: from now on the garbage collector looks at what comes and goes, and its pauses are short."""
+        gc.collect()
+        gc.freeze()
 
     def _note(self, *_: object) -> None:
         self._told = True

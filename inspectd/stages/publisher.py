@@ -49,6 +49,7 @@ RETURN_NS = 250_000_000
 nobody hears is lost."""
 TURN_S = 0.05
 LOST_RESULT_NS = 2_000_000_000
+REFUSED_TOLD_NS = 1_000_000_000
 DRAIN_NS = 2_200_000_000
 CLOSE_S = 0.8
 """The journal's last chance: together with the drain it stays within what the supervisor waits for."""
@@ -108,6 +109,7 @@ class Publisher:
         self._beat_due_ns = 0
         self._checked_ns = self._born_ns
         self._drain_since_ns = 0
+        self._refused = self._refused_told_ns = 0
         self._requests = Requests(
             life=life,
             journal=self._journal,
@@ -123,6 +125,7 @@ class Publisher:
     def run(self) -> None:
         """Turns until the daemon stops and everything accepted is answered."""
         logger = get_logger()
+        self._life.settle()
         self._life.heart.limit(SILENT_LIMIT_NS)
         logger.info("publisher_started", verdicts=self._charge.settings.endpoints.verdicts)
         if self._charge.generation > 1:
@@ -228,7 +231,15 @@ class Publisher:
                 else:
                     self._take_result(parts)
             except (TransportError, LookupError, TypeError, ValueError) as error:  # no worker of ours wrote that
-                get_logger().error("result_refused", error=" ".join(str(error).split())[:200])
+                self._refuse_result(" ".join(str(error).split())[:200])
+
+    def _refuse_result(self, error: str) -> None:
+        """One line a second at most: a flood must cost neither the turn its time nor the log its disk."""
+        self._metrics.refused_results.inc()
+        self._refused += 1
+        if self._turned_ns - self._refused_told_ns >= REFUSED_TOLD_NS:
+            get_logger().error("result_refused", error=error, count=self._refused)
+            self._refused, self._refused_told_ns = 0, self._turned_ns
 
     def _take_result(self, parts: list[bytes]) -> None:
         result = wire.result_from_bytes(parts[0])

@@ -92,34 +92,49 @@ class Requests:
         self._stations = stations
         self._waiting: dict[tuple[str, str], list[_Waiter]] = {}
         self._seqs: dict[tuple[str, str], int] = {}
-        self._noted: deque[tuple[int, list[bytes], bytes]] = deque()
+        self._noted: deque[tuple[int, list[bytes], control.Request]] = deque()
         self._tallies = {name: _Tally() for name in self._table.cameras}
 
     def serve(self, now_ns: int) -> None:
         """Answers what waits on the socket, for a short time a turn, and clients whose trigger no capture took."""
-        started_ns = time.monotonic_ns()
-        for came_ns, envelope, body in self._come():
-            try:
-                reply = self._carry_out(control.parse(body), envelope, came_ns)
-            except RequestError as error:
-                self._metrics.bad_requests.inc()
-                reply = (control.refused(error),)
-            if reply:
-                self._socket.reply(envelope, *reply)
-            if time.monotonic_ns() - started_ns > SERVE_NS:
-                break
+        until_ns = time.monotonic_ns() + SERVE_NS
+        while self._noted and time.monotonic_ns() < until_ns:
+            self._answer(*self._noted.popleft())
+        for each in self._parsed(until_ns) if not self._noted else ():
+            self._answer(*each)
         self._refuse_untaken(now_ns)
 
     def note(self) -> None:
-        """Takes in what waits on the socket, for the next turn: a trigger counts from when it came."""
-        if len(self._noted) < MAX_NOTED:
-            self._noted += ((time.monotonic_ns(), *each) for each in self._socket.requests())
+        """Takes in what waits on the socket, for the next turn: a trigger counts from when it came.
 
-    def _come(self) -> Iterator[tuple[int, list[bytes], bytes]]:
-        while self._noted:
-            yield self._noted.popleft()
+        What is no request is refused at once: nobody waits for a disk to be told so.
+        """
+        until_ns = time.monotonic_ns() + SERVE_NS
+        while len(self._noted) < MAX_NOTED and (each := next(self._parsed(until_ns), None)) is not None:
+            self._noted.append(each)
+
+    def _parsed(self, until_ns: int) -> Iterator[tuple[int, list[bytes], control.Request]]:
+        """What waits on the socket, and when it was taken; what is no request is refused on the way."""
         for envelope, body in self._socket.requests():
-            yield time.monotonic_ns(), envelope, body
+            try:
+                yield time.monotonic_ns(), envelope, control.parse(body)
+            except RequestError as error:
+                self._refuse(envelope, error)
+            if time.monotonic_ns() > until_ns:
+                return
+
+    def _answer(self, came_ns: int, envelope: list[bytes], request: control.Request) -> None:
+        try:
+            reply = self._carry_out(request, envelope, came_ns)
+        except RequestError as error:
+            self._refuse(envelope, error)
+        else:
+            if reply:
+                self._socket.reply(envelope, *reply)
+
+    def _refuse(self, envelope: list[bytes], error: RequestError) -> None:
+        self._metrics.bad_requests.inc()
+        self._socket.reply(envelope, control.refused(error))
 
     def row_accepted(self, camera: str, row: Row) -> None:
         """Tells the clients whose trigger this is its `seq`. The row is the truth, whatever became of its capture."""

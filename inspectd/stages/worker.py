@@ -87,6 +87,7 @@ class Worker:
     def run(self) -> None:
         """Warms up, says so, then turns until told to stop."""
         self._warm_up()
+        self._life.settle()
         self._table.worker_is_ready(self._charge.generation)
         get_logger().info(
             "worker_ready",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,6 +249,24 @@ def test_probe_refuses_in_one_line(tmp_path: Path, how: str) -> None:
         probe_video(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+def test_frames_go_without_the_garbage_collector(tmp_path: Path) -> None:
+    """No circle holds a frame: a camera's memory would grow by pictures until the collector comes by."""
+    path = write_numbered(tmp_path / "clip.mp4", 12)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for shot in video_shots(path, probe_video(path).size_wh_px):
+            assert shot.load()[0] is not None
+        del shot
+        gc.collect()
+        assert not [each for each in gc.garbage if isinstance(each, av.VideoFrame)]
+    finally:
+        gc.set_debug(0)
+        gc.enable()
+        gc.garbage.clear()
 
 
 def test_text_rendered_by_ffmpeg_is_no_video(tmp_path: Path) -> None:
