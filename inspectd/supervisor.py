@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ from inspectd.records import CameraState
 from inspectd.settings import Settings
 from inspectd.sources.open import probe
 from inspectd.sources.presence import presence_error
+from inspectd.stages.birth import born
 from inspectd.stages.lifecycle import Charge, Stage, live
 from inspectd.stages.notify import Notifier
 from inspectd.stages.restarts import Restarts
@@ -191,7 +193,9 @@ class Supervisor:
             recipes=self._recipes,
             camera=child.camera,
         )
-        child.process = self._context.Process(target=self._child, args=(charge, child.stage), name=child.name)
+        packed = pickle.dumps((self._child, charge, child.stage))
+        module = f"inspectd.stages.{child.stage}"
+        child.process = self._context.Process(target=born, args=(packed, module), name=child.name)
         child.process.start()
         child.silent = False
         row.born(child.process.pid or 0, child.generation)

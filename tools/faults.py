@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Injects faults into the real daemon, on real video, and counts what a line would have seen.
 
-    tools/faults.py --short                  # each fault three times, some five minutes
+    tools/faults.py --short                  # each fault three times, below five minutes
     tools/faults.py --hours 8                # each fault again and again, the soak in the end
     tools/faults.py --only soak --minutes 30
 
@@ -33,7 +33,8 @@ import faults_load
 import faults_media
 import faults_model
 import faults_peers
-from faults_trial import Broken, Skipped, Trial, half
+from faults_line import Broken, Stock
+from faults_trial import Skipped, Trial, half
 from faults_workshop import Workshop, prepare
 from rich.console import Console
 from rich.table import Table
@@ -70,6 +71,14 @@ COLUMNS = (
     *("after\noutage", "silently\npassed", "MB, fds, shm MB\nbefore→after", "remarks"),
 )
 BUGS = ("nan_is_pass", "dropped_ticket", "no_second_check", "double_publish")
+SHARING = (
+    *("kill-capture", "clock", "overrun"),
+    *("kill-worker", "stop", "nan", "kill-supervisor"),
+    *("kill-publisher", "steps", "crawl", "memory", "stopped-subscriber", "visits", "fuzz", "soak"),
+    *("full-disk", "read-only", "fsync"),
+    *("triple", "damaged", "frozen", "standing", "small-shm", "read-only-start"),
+)
+"""The rows in the order in which they are run: those that share a daemon follow each other (see `Stock`)."""
 SHORT_TIMES = 3
 LONG_TIMES_AN_HOUR = 20
 
@@ -88,7 +97,7 @@ def main() -> int:
         tell(workshop, time.monotonic() - started_s)
         if arguments.prepare:
             return 0
-        trials = [run(name, workshop, arguments) for name in arguments.only or ROWS]
+        trials = run_all(arguments.only or list(ROWS), workshop, arguments)
     show(trials, time.monotonic() - started_s)
     if arguments.json:
         arguments.json.write_text(json.dumps(facts_of(trials, workshop, arguments), indent=1) + "\n")
@@ -110,7 +119,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="the rows")
     parser.add_argument("--workshop", type=Path, metavar="DIR", help="keep clip and baseline there for the next run")
     parser.add_argument("--prepare", action="store_true", help="make clip and baseline, inject nothing")
-    parser.add_argument("--bug", choices=BUGS, default="", help="seed a bug: the harness must turn red")
+    parser.add_argument("--bug", choices=BUGS, nargs="+", default=[], help="seed bugs: the harness must turn red")
     return parser.parse_args()
 
 
@@ -122,7 +131,18 @@ def _rows(text: str) -> list[str]:
     return names
 
 
-def run(name: str, workshop: Workshop, arguments: argparse.Namespace) -> Trial:
+def run_all(names: Sequence[str], workshop: Workshop, arguments: argparse.Namespace) -> list[Trial]:
+    """Rows that can share a daemon one after the other; told in the order of the table."""
+    stock = Stock()
+    try:
+        trials = {name: run(name, workshop, stock, arguments) for name in SHARING if name in names}
+        stock.close()
+    finally:
+        stock.drop()
+    return [trials[name] for name in ROWS if name in trials]
+
+
+def run(name: str, workshop: Workshop, stock: Stock, arguments: argparse.Namespace) -> Trial:
     """One row, from its first injection to its last; what goes wrong is noted, and the next row goes on."""
     times = arguments.times or (round(LONG_TIMES_AN_HOUR * arguments.hours) if arguments.hours else SHORT_TIMES)
     trial = Trial(
@@ -132,7 +152,8 @@ def run(name: str, workshop: Workshop, arguments: argparse.Namespace) -> Trial:
         long=bool(arguments.hours),
         minutes=arguments.minutes,
         workshop=workshop,
-        bug=arguments.bug,
+        bug=",".join(arguments.bug),
+        stock=stock,
         say=lambda text: print(f"  {name}: {text}", file=sys.stderr, flush=True),
     )
     started_s = time.monotonic()

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +76,8 @@ class Daemon:
         self._prefix = prefix
         self._environment = dict(environment or {})
         self._log = folder / "log"
+        self._log_read = 0
+        self._log_lines: list[dict[str, object]] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.exit_code: int | None = None
         (folder / "recipes").mkdir(parents=True, exist_ok=True)
@@ -183,13 +185,19 @@ class Daemon:
 
     # -- its log ----------------------------------------------------------------------------------------------------
 
-    def log_lines(self) -> Iterator[dict[str, object]]:
-        """The structured lines of its log."""
-        for line in self._log.read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                if isinstance(entry, dict):
-                    yield entry
+    def log_lines(self) -> list[dict[str, object]]:
+        """The structured lines of its log so far."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_read)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break  # still being written
+                self._log_read += len(line)
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict):
+                        self._log_lines.append(entry)
+        return self._log_lines
 
     def logged_s(self, wanted: Callable[[dict[str, object]], bool], since_utc_s: float) -> float | None:
         """When the first such line was logged, in seconds after a moment; None where none was."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 
 from faults_daemon import START_S
-from faults_trial import BACK_S, DEAD_AFTER_S, Broken, Line, Trial, half, percentile
-from faults_workshop import CAMERAS, playing
+from faults_line import BACK_S, KILLS_A_DAEMON, Broken, Line
+from faults_trial import DEAD_AFTER_S, Trial, half, percentile
+from faults_workshop import CAMERAS, PATIENT_MS, playing
 
 STEPS = (
     *("ring.opened", "ring.named", "ring.copied", "ring.closed"),
@@ -17,8 +19,6 @@ STEPS = (
     *("named", "accepted", "wake"),
 )
 """Of acceptance, in their order: the slot, the row, the mark, the wake-ups."""
-KILLS_A_DAEMON = 4
-"""A child that dies five times within a minute is given ten seconds' rest; that is another row's matter."""
 
 
 def kill_capture(trial: Trial) -> None:
@@ -26,7 +26,8 @@ def kill_capture(trial: Trial) -> None:
     calm: list[float] = []
     struck: list[float] = []
     for numbers in _batches(trial.times, KILLS_A_DAEMON * len(CAMERAS)):
-        with trial.daemon(trial.cameras("half")) as line:
+        captures = Counter(f"capture-{CAMERAS[number % len(CAMERAS)]}" for number in numbers)
+        with trial.daemon(trial.cameras("half"), deadline_ms=PATIENT_MS, kills=captures) as line:
             for number in numbers:
                 camera = CAMERAS[number % len(CAMERAS)]
                 trial.pause(0.5, 1.0)
@@ -46,7 +47,7 @@ def kill_worker(trial: Trial) -> None:
     """SIGKILL of the worker under load; its model load is told apart."""
     loads: list[float] = []
     for numbers in _batches(trial.times, KILLS_A_DAEMON):
-        with trial.daemon(level="debug") as line:
+        with trial.daemon(kills={"worker": len(numbers)}) as line:
             for _ in numbers:
                 trial.pause()
                 at_s, at_utc_s = _kill(line, "worker")
@@ -63,7 +64,7 @@ def kill_worker(trial: Trial) -> None:
 def kill_publisher(trial: Trial) -> None:
     """SIGKILL of the publisher under load: silence, then everything overdue, and nothing twice."""
     for numbers in _batches(trial.times, KILLS_A_DAEMON):
-        with trial.daemon() as line:
+        with trial.daemon(kills={"publisher": len(numbers)}) as line:
             for _ in numbers:
                 trial.pause()
                 at_s, at_utc_s = _kill(line, "publisher")
@@ -77,7 +78,7 @@ def kill_supervisor(trial: Trial) -> None:
     gone: list[float] = []
     loads: list[float] = []
     internal = 0
-    with trial.daemon(level="debug") as line:
+    with trial.daemon() as line:
         for _ in range(trial.times):
             trial.pause()
             children = list(line.daemon.pids(line.witness).values())
@@ -90,6 +91,7 @@ def kill_supervisor(trial: Trial) -> None:
             gone.append(time.monotonic() - at_s)
             line.owe(session, line.daemon.accepted())
             line.daemon.start()
+            line.forget_deaths()
             back_s = line.judged_since(at_utc_s, CAMERAS) - at_s
             loads.append(_load_s(line, at_utc_s))
             trial.recovered_s.append(back_s - loads[-1])
@@ -104,16 +106,13 @@ def kill_supervisor(trial: Trial) -> None:
 
 def stop_children(trial: Trial) -> None:
     """SIGSTOP of any child: dead within its limit, replaced."""
-    names = ["worker", "publisher", *(f"capture-{camera}" for camera in CAMERAS)]
-    done = 0
-    while done < trial.times:
-        with trial.daemon() as line:
-            for _ in range(min(trial.times - done, len(names))):
-                name = ("capture-" + trial.rng.choice(CAMERAS), "worker", "publisher")[done % 3]
+    for numbers in _batches(trial.times, 3):
+        names = ["capture-" + trial.rng.choice(CAMERAS), "worker", "publisher"][: len(numbers)]
+        with trial.daemon(kills=Counter(names)) as line:
+            for name in names:
                 trial.pause()
                 at_s, at_utc_s = _kill(line, name, signal.SIGSTOP)
                 trial.recovered_s.append(line.judged_since(at_utc_s, within_s=BACK_S) - at_s)
-                done += 1
     trial.target(trial.detected_s, DEAD_AFTER_S + 0.5, "detected")
     trial.notes.append(f"the limit of a silent child is {DEAD_AFTER_S:g} s")
 
@@ -122,11 +121,11 @@ def between_steps(trial: Trial) -> None:
     """SIGKILL of a capture between any two steps of acceptance."""
     steps = list(STEPS)
     trial.rng.shuffle(steps)
-    done = 0
-    while done < trial.times:
-        with trial.daemon() as line:
-            for _ in range(min(trial.times - done, KILLS_A_DAEMON * len(CAMERAS))):
-                camera, step = CAMERAS[done % len(CAMERAS)], steps[done % len(steps)]
+    for numbers in _batches(trial.times, KILLS_A_DAEMON * len(CAMERAS)):
+        captures = Counter(f"capture-{CAMERAS[number % len(CAMERAS)]}" for number in numbers)
+        with trial.daemon(kills=captures) as line:
+            for number in numbers:
+                camera, step = CAMERAS[number % len(CAMERAS)], steps[number % len(steps)]
                 order = f"die-capture-{camera}"
                 line.daemon.orders.give(order, step)
                 if not line.daemon.orders.obeyed(order, 10.0):
@@ -134,7 +133,6 @@ def between_steps(trial: Trial) -> None:
                 at_s, at_utc_s = time.monotonic(), time.time()
                 trial.injected += 1
                 trial.recovered_s.append(line.judged_since(at_utc_s, [camera]) - at_s)
-                done += 1
     trial.notes.append("steps: " + ", ".join(steps[: trial.times]) if trial.times <= 5 else f"{len(STEPS)} steps")
 
 
@@ -143,7 +141,7 @@ def standing_line(trial: Trial) -> None:
     trigger = 'trigger = { kind = "external" }\n'
     camera = {"cam1": playing(trial.workshop.clip, more=trigger)}
     for numbers in _batches(trial.times, KILLS_A_DAEMON):
-        with trial.daemon(camera, warm=False) as line:
+        with trial.daemon(camera, kills={"publisher": len(numbers)}, warm=False) as line:
             line.witness.until(lambda: bool(line.witness.beats) and line.witness.beats[-1].state == "ready", START_S)
             for number in numbers:
                 _strike_last_part(line, number)

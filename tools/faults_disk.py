@@ -5,23 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 from faults_daemon import Daemon
-from faults_trial import Broken, Line, Skipped, Trial, can, preload
+from faults_line import Broken, Line
+from faults_trial import Skipped, Trial, can, harm, preload
 from faults_workshop import config_of, recipe_of
 
 STATE_MB = 24
 
 
+class _Disk(TypedDict):
+    prefix: list[str]
+    state: Path | None
+
+
 def small_shm(trial: Trial) -> None:
     """/dev/shm too small for the rings: one clear line at start, exit code, no SIGBUS at noon."""
     _require_namespace()
-    for number in range(trial.times):
-        size_kb = trial.rng.choice([64, 256, 1024])
-        prefix = _mounted(f"mount -t tmpfs -o size={size_kb}k tmpfs /dev/shm")
-        daemon = _refused(trial, f"shm{number}", prefix)
+    sizes_kb = {f"shm{number}": trial.rng.choice([64, 256, 1024]) for number in range(trial.times)}
+    mounts = {name: _mounted(f"mount -t tmpfs -o size={size_kb}k tmpfs /dev/shm") for name, size_kb in sizes_kb.items()}
+    for daemon, size_kb in zip(_refused(trial, mounts), sizes_kb.values(), strict=True):
         said = daemon.said()
         trial.must(daemon.exit_code not in (0, None), f"/dev/shm of {size_kb} kB: exit code {daemon.exit_code}")
         trial.must(len(said) == 1 and "/dev/shm" in said[0], f"/dev/shm of {size_kb} kB: it said {said}")
@@ -31,38 +38,43 @@ def small_shm(trial: Trial) -> None:
 def read_only_start(trial: Trial) -> None:
     """A state folder that cannot be written: a clear error at start."""
     _require_namespace()
-    for number in range(trial.times):
-        folder = trial.workshop.folder / f"ro{number}"
-        (folder / "state").mkdir(parents=True, exist_ok=True)
-        prefix = _mounted(f"mount -t tmpfs -o ro,size=1m tmpfs {folder / 'state'}")
-        daemon = _refused(trial, f"ro{number}", prefix)
+    mounts = {}
+    for name in (f"ro{number}" for number in range(trial.times)):
+        state = trial.workshop.folder / name / "state"
+        state.mkdir(parents=True, exist_ok=True)
+        mounts[name] = _mounted(f"mount -t tmpfs -o ro,size=1m tmpfs {state}")
+    for daemon in _refused(trial, mounts):
         said = daemon.said()
         trial.must(daemon.exit_code == 3, f"exit code {daemon.exit_code}, expected 3 (configuration)")
         trial.must(len(said) == 1 and str(daemon.state) in said[0], f"it said {said}")
     trial.notes.append("refused at start with exit 3 in one line")
 
 
-def _refused(trial: Trial, name: str, prefix: Sequence[str]) -> Daemon:
-    """A daemon that must not come up; it has ended when this returns."""
-    daemon = Daemon(trial.workshop.folder / name, config_of(trial.cameras()), recipe_of(), prefix=prefix)
-    trial.injected += 1
-    at_s = time.monotonic()
-    try:
-        daemon.start()
-        daemon.wait(30.0)
-        trial.detected_s.append(time.monotonic() - at_s)
-    finally:
-        daemon.remove()
-    return daemon
+def _refused(trial: Trial, prefixes: Mapping[str, Sequence[str]]) -> Iterator[Daemon]:
+    """Daemons that must not come up, as many at a time as there are cores; each has ended when it is told."""
+
+    def refused(name: str) -> tuple[Daemon, float]:
+        daemon = Daemon(trial.workshop.folder / name, config_of(trial.cameras()), recipe_of(), prefix=prefixes[name])
+        at_s = time.monotonic()
+        try:
+            daemon.start()
+            daemon.wait(30.0)
+            return daemon, time.monotonic() - at_s
+        finally:
+            daemon.remove()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for daemon, took_s in pool.map(refused, prefixes):
+            trial.injected += 1
+            trial.detected_s.append(took_s)
+            yield daemon
 
 
 def full_disk(trial: Trial) -> None:
     """The disk of the journal fills up while it works: verdicts go on, and are journaled when there is room again."""
     _require_namespace()
-    place = trial.workshop.folder / f"{trial.name}-disk"
-    place.mkdir(exist_ok=True)
-    with trial.daemon(prefix=_mounted(f"mount -t tmpfs -o size={STATE_MB}m tmpfs {place}"), state=place) as line:
-        inside = Path(f"/proc/{line.daemon.pid}/root{place}")  # as the daemon sees it
+    with trial.daemon(**_own_disk(trial)) as line:
+        inside = Path(f"/proc/{line.daemon.pid}/root{line.daemon.state}")  # as the daemon sees it
         for _ in range(trial.times):
             trial.pause()
             at_s = time.monotonic()
@@ -85,13 +97,14 @@ def read_only_disk(trial: Trial) -> None:
 def stall(trial: Trial) -> None:
     """fsync hangs, as on a sick disk."""
     line = _by_shim(trial, "FAULTS_STALL")
-    trial.must(not line.witness.silences(), f"heartbeats were missing: {line.witness.silences()}")
+    trial.must(not line.silences(), f"heartbeats were missing: {line.silences()}")
 
 
-def _by_shim(trial: Trial, harm: str) -> Line:
+def _by_shim(trial: Trial, name: str) -> Line:
     """The C library's calls fail or hang while a file exists: a remount would find the journal's files busy."""
-    flag = trial.workshop.folder / f"{harm}-{os.getpid()}"
-    with trial.daemon(environment={"LD_PRELOAD": str(preload(trial.workshop.folder)), harm: str(flag)}) as line:
+    preload(trial.workshop.folder)
+    flag = harm(trial.workshop.folder, name)
+    with trial.daemon(**_own_disk(trial)) as line:
         for _ in range(trial.times):
             trial.pause()
             at_s = time.monotonic()
@@ -135,16 +148,28 @@ def _back(line: Line) -> None:
 
 
 def _tell_unjournaled(trial: Trial, line: Line) -> None:
-    unjournaled = sum(not seen.journaled for seen in line.witness.verdicts)
+    unjournaled = sum(not seen.journaled for seen in line.verdicts)
     trial.notes.append(f"{unjournaled} verdicts went out with journaled: false, all are in the journal now")
 
 
 # -- hands ------------------------------------------------------------------------------------------------------------
 
 
+def _own_disk(trial: Trial) -> _Disk:
+    """A small disk for the state of a daemon, where one can be had."""
+    place = trial.workshop.folder / f"disk-{os.getpid()}"
+    place.mkdir(exist_ok=True)
+    mount = _mounted(f"mount -t tmpfs -o size={STATE_MB}m tmpfs {place}")
+    return _Disk(prefix=mount, state=place) if _has_namespace() else _Disk(prefix=[], state=None)
+
+
 def _require_namespace() -> None:
-    if not can("unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"):
+    if not _has_namespace():
         raise Skipped("unshare -m and mount need root")
+
+
+def _has_namespace() -> bool:
+    return can("unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt")
 
 
 def _mounted(mount: str) -> list[str]:

@@ -6,7 +6,8 @@ import time
 
 import numpy as np
 from faults_daemon import Footprint
-from faults_trial import Line, Trial, percentile
+from faults_line import Line
+from faults_trial import Trial, percentile
 from faults_workshop import DEADLINE_MS
 
 SLOTS = 8
@@ -30,7 +31,7 @@ def crawl(trial: Trial) -> None:
 def _overload(trial: Trial, cameras: dict[str, str], crawl: str | None) -> None:
     totals: list[float] = []
     waiting = 0
-    length_s = 2.5 if not trial.long else 15.0
+    length_s = 2.0 if not trial.long else 15.0
     with trial.daemon(cameras) as line:
         for _ in range(trial.times):
             trial.pause()
@@ -68,7 +69,7 @@ def _waiting(line: Line) -> dict[str, int]:
 
 def soak(trial: Trial) -> None:
     """Nothing is injected, for a long time: memory, descriptors, threads and /dev/shm stay where they are."""
-    length_s = 60 * trial.minutes if trial.minutes else (1800.0 if trial.long else 12.0)
+    length_s = 60 * trial.minutes if trial.minutes else (1800.0 if trial.long else 5.0)
     every_s = max(0.5, length_s / 400)
     samples: list[tuple[float, Footprint]] = []
     with trial.daemon() as line:
@@ -79,8 +80,8 @@ def soak(trial: Trial) -> None:
                 told_s = now_s
                 trial.say(f"{(now_s - began_s) / 60:.0f} min, {len(line.witness.verdicts)} verdicts, {samples[-1][1]}")
             time.sleep(every_s)
-        silences = line.witness.silences()
-        late = [s.total_ms for s in line.witness.verdicts if s.total_ms is not None]
+        silences = line.silences()
+        late = [s.total_ms for s in line.verdicts if s.total_ms is not None]
     slopes = _slopes_a_minute(samples)
     trial.must(not silences, f"{len(silences)} times no heartbeat for 600 ms")
     if length_s >= LONG_ENOUGH_S:

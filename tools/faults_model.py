@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import time
 
 import psutil
-from faults_trial import BACK_S, Broken, Line, Trial, percentile, preload
-from faults_workshop import CAMERAS
+from faults_line import BACK_S, Broken, Line
+from faults_trial import Trial, harm, percentile, preload
+from faults_workshop import CAMERAS, PATIENT_MS
 
 HOUR_S = 3600
+SLEW_MILLIONTHS = 50_000
+"""A hundred times more than the kernel slews a clock by."""
 
 
 def overrun(trial: Trial) -> None:
     """The writer uses a slot again while its reader stands still in the middle of the copy."""
     corrupt = buried = 0
-    with trial.daemon(deadline_ms=6000) as line:
+    with trial.daemon(trial.cameras("half"), deadline_ms=PATIENT_MS) as line:
         while trial.injected < trial.times and buried <= trial.times:
             trial.pause()
             outcome = _overrun_once(line)
@@ -76,7 +78,7 @@ def nan(trial: Trial) -> None:
             line.daemon.orders.give("nan")
             trial.injected += 1
             first = line.answered(at_utc_s, "not_finite", 5.0)
-            trial.pause(0.3, 0.6)
+            trial.pause(0.5, 0.8)
             line.daemon.orders.withdraw("nan")
             if first is None:
                 trial.must(False, "NaN was never answered error/not_finite")
@@ -89,10 +91,11 @@ def nan(trial: Trial) -> None:
 
 def memory(trial: Trial) -> None:
     """The device has no memory: the batch is halved once; what is short again is replaced."""
-    done = 0
-    while done < trial.times:
-        with trial.daemon(level="debug") as line:
-            for _ in range(min(3, trial.times - done)):
+    for first in range(0, trial.times, 3):
+        deaths = min(3, trial.times - first)
+        with trial.daemon(kills={"worker": deaths}) as line:
+            since_utc_s = time.time()
+            for _ in range(deaths):
                 trial.pause()
                 at_s, at_utc_s = time.monotonic(), time.time()
                 line.daemon.orders.give("memory", "1")
@@ -100,42 +103,53 @@ def memory(trial: Trial) -> None:
                 line.detected("worker", at_utc_s, 10.0)
                 line.daemon.orders.withdraw("memory")
                 trial.recovered_s.append(line.judged_since(at_utc_s, within_s=BACK_S) - at_s)
-                done += 1
-            halved = any(entry["event"] == "passes_halved" for entry in line.daemon.log_lines())
+            halved = line.daemon.logged_s(lambda entry: entry["event"] == "passes_halved", since_utc_s) is not None
     trial.notes.append("by order inside, in the tower: no GPU needed; back with the model's load")
     trial.notes.append("passes were halved first" if halved else "every pass had one frame: nothing to halve")
 
 
 def clock(trial: Trial) -> None:
-    """Wall time steps by an hour, forth and back: no restart, no change of latency or order.
+    """Wall time steps by an hour, forth and back, and runs too fast or slow: no restart, no change of latency or order.
 
     By a shim of the harness's own: libfaketime 0.9.10 (Debian 12) makes Python's sleep fail with EINVAL.
     """
-    offset = trial.workshop.folder / f"clock-{os.getpid()}"
-    offset.write_bytes(struct.pack("<q", 0))
-    environment = {"LD_PRELOAD": str(preload(trial.workshop.folder)), "FAULTS_CLOCK": str(offset)}
+    preload(trial.workshop.folder)
     calm: list[float] = []
     stepped: list[float] = []
-    with trial.daemon(trial.cameras("half"), environment=environment) as line:
+    with trial.daemon(trial.cameras("half"), deadline_ms=PATIENT_MS) as line:
         pids = line.daemon.pids(line.witness)
         for number in range(trial.times):
-            time.sleep(1.0)
-            calm += _totals(line, time.monotonic() - 1.0)
+            time.sleep(0.8)
+            calm += _totals(line, time.monotonic() - 0.8)
             trial.pause()
             at_s = time.monotonic()
-            with offset.open("r+b") as file:  # in place: every process has it mapped
-                file.write(struct.pack("<q", -HOUR_S if number % 2 else HOUR_S))
+            way = -1 if number % 2 else 1
+            _set_clock(trial, way * HOUR_S)
             trial.injected += 1
-            time.sleep(1.5)
+            time.sleep(0.8)
+            _set_clock(trial, way * HOUR_S, slew_millionths=way * SLEW_MILLIONTHS)
+            trial.injected += 1
+            time.sleep(0.8)
             stepped += _totals(line, at_s)
         since_s = time.monotonic()
         if not line.witness.until(lambda: len(_cameras_since(line, since_s)) == len(CAMERAS), 10.0):
             raise Broken("cameras fell silent after the clock's steps")
+        _set_clock(trial, 0)
         trial.must(line.daemon.pids(line.witness) == pids, "a process was replaced")
-        trial.must(not line.witness.silences(), f"heartbeats were missing: {line.witness.silences()}")
+        trial.must(not line.silences(), f"heartbeats were missing: {line.silences()}")
     if calm and stepped:
         p99 = percentile(calm, 0.99), percentile(stepped, 0.99)
-        trial.notes.append(f"p99 {p99[0]:.0f} ms before, {p99[1]:.0f} ms after the steps; no restart")
+        trial.notes.append(
+            f"p99 {p99[0]:.0f} ms before, {p99[1]:.0f} ms after a step and while it runs "
+            f"{SLEW_MILLIONTHS / 10_000:g} % fast or slow; no restart"
+        )
+
+
+def _set_clock(trial: Trial, off_s: int, slew_millionths: int = 0) -> None:
+    """In place: every process has the file mapped. What it ran ahead before is taken back, as a step."""
+    words = struct.pack("<qqq", off_s, slew_millionths, time.time_ns())
+    with harm(trial.workshop.folder, "FAULTS_CLOCK").open("r+b") as file:
+        file.write(words)
 
 
 def _totals(line: Line, since_s: float) -> list[float]:

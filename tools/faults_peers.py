@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import zmq
-from faults_trial import Line, Trial, percentile
+from faults_line import Line
+from faults_trial import Trial, percentile
 
 AnySocket = zmq.Socket[bytes]
 AnyContext = zmq.Context[AnySocket]
@@ -38,7 +39,7 @@ def stopped_subscriber(trial: Trial) -> None:
             stopped.append(socket)
             trial.injected += 1
             time.sleep(1.0)
-        trial.must(not line.witness.silences(), f"heartbeats were missing: {line.witness.silences()}")
+        trial.must(not line.silences(), f"heartbeats were missing: {line.silences()}")
         publisher.must_not_have_grown()
         for socket in stopped:
             socket.close(0)
@@ -57,7 +58,7 @@ def visits(trial: Trial) -> None:
                 if trial.rng.random() < 0.5:
                     socket.poll(5)
             trial.injected += 1
-        trial.must(not line.witness.silences(), f"heartbeats were missing: {line.witness.silences()}")
+        trial.must(not line.silences(), f"heartbeats were missing: {line.silences()}")
         time.sleep(1.0)
         publisher.must_not_have_grown()
 
@@ -78,7 +79,7 @@ def fuzz(trial: Trial) -> None:
         polite.close(0)
         now = line.daemon.pids(line.witness)
         trial.must(now == pids, f"a process was replaced: {sorted(k for k in pids if now.get(k) != pids[k])}")
-        trial.must(not line.witness.silences(), f"heartbeats were missing: {line.witness.silences()}")
+        trial.must(not line.silences(), f"heartbeats were missing: {line.silences()}")
         line.judged_since(time.time())
         time.sleep(1.0)
         publisher.must_not_have_grown()

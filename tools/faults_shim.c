@@ -1,6 +1,7 @@
 /* LD_PRELOAD, for tools/faults.py: a sick disk and a wall clock that steps.
  * While the file $FAULTS_STALL exists fsync and fdatasync hang; while $FAULTS_READ_ONLY exists files refuse data.
- * The file $FAULTS_CLOCK holds 8 bytes: the seconds by which wall time is off. Monotonic clocks and sleeps stay true. */
+ * The file $FAULTS_CLOCK holds three words: the seconds by which wall time is off, by how many millionths it runs too
+ * fast, and since when, in true nanoseconds. Monotonic clocks and sleeps stay true. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -41,32 +42,43 @@ int fdatasync(int fd) { return stalled("fdatasync", fd); }
 ssize_t pwrite(int fd, const void *data, size_t size, off_t at) { return refused("pwrite", fd, data, size, at); }
 ssize_t pwrite64(int fd, const void *data, size_t size, off_t at) { return refused("pwrite64", fd, data, size, at); }
 
-static int64_t clock_off_s(void) {
-    static volatile int64_t *offset;
+static int64_t clock_off_ns(const struct timespec *now) {
+    static volatile int64_t *words;
     static int tried;
     if (!tried) {
         tried = 1;
         const char *path = getenv("FAULTS_CLOCK");
         int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-        void *mapped = fd < 0 ? MAP_FAILED : mmap(NULL, 8, PROT_READ, MAP_SHARED, fd, 0);
+        void *mapped = fd < 0 ? MAP_FAILED : mmap(NULL, 24, PROT_READ, MAP_SHARED, fd, 0);
         if (fd >= 0)
             close(fd);
-        offset = mapped == MAP_FAILED ? NULL : mapped;
+        words = mapped == MAP_FAILED ? NULL : mapped;
     }
-    return offset ? *offset : 0;
+    if (!words)
+        return 0;
+    int64_t since_ns = words[2], gone_ns = now->tv_sec * 1000000000 + now->tv_nsec - since_ns;
+    return words[0] * 1000000000 + (since_ns ? gone_ns / 1000000 * words[1] : 0);
+}
+
+static void falsify(struct timespec *now) {
+    int64_t ns = now->tv_sec * 1000000000 + now->tv_nsec + clock_off_ns(now);
+    now->tv_sec = ns / 1000000000;
+    now->tv_nsec = ns % 1000000000;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
     int failed = syscall(SYS_clock_gettime, clock, now);
     if (!failed && clock == CLOCK_REALTIME)
-        now->tv_sec += clock_off_s();
+        falsify(now);
     return failed;
 }
 
 int gettimeofday(struct timeval *restrict now, void *restrict zone) {
-    int failed = syscall(SYS_gettimeofday, now, zone);
-    if (!failed)
-        now->tv_sec += clock_off_s();
+    struct timespec exact;
+    int failed = clock_gettime(CLOCK_REALTIME, &exact);
+    (void)zone;
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
     return failed;
 }
 

@@ -79,7 +79,9 @@ def tally(
     journaled: Iterable[Seen],
     owed: Mapping[tuple[str, str], int],
     objection: Objection,
+    *,
     silences: Sequence[tuple[float, float]] = (),
+    answered: Mapping[tuple[str, str], int] | None = None,
 ) -> Tally:
     """Counts.
 
@@ -89,6 +91,7 @@ def tally(
         owed: the last accepted seq of each `(session, camera)`.
         objection: the ground truth.
         silences: when the witness heard no heartbeat.
+        answered: the last seq of each `(session, camera)` that was counted before.
     """
     found = Tally()
     by_key: dict[tuple[str, str, int], Seen] = {}
@@ -102,8 +105,9 @@ def tally(
         if seen.digest != entry.digest:
             found.contradictions.append(f"{entry.camera} {entry.seq}: published and journaled differ")
     for (session, camera), last in owed.items():
-        found.expected += last
-        found.missing += sum((session, camera, seq) not in by_key for seq in range(1, last + 1))
+        first = (answered or {}).get((session, camera), 0) + 1
+        found.expected += last + 1 - first
+        found.missing += sum((session, camera, seq) not in by_key for seq in range(first, last + 1))
     passed = [seen for seen in by_key.values() if seen.decision == "pass"]
     found.silent += [f"{s.camera} {s.seq}: {why}" for s in passed if (why := objection(s)) is not None]
     found.silent += _stale(by_key.values())

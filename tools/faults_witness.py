@@ -89,13 +89,12 @@ class Witness:
             reply: dict[str, Any] = json.loads(socket.recv_multipart()[0])
             return reply
 
-    def history(self, session: str, camera: str) -> Iterator[Seen]:
-        """What the journal holds of a session's camera, in order.
+    def history(self, session: str, camera: str, since: int = 0) -> Iterator[Seen]:
+        """What the journal holds of a session's camera after a seq, in order.
 
         Raises:
             TimeoutError: the daemon does not answer, or refuses.
         """
-        since = 0
         while True:
             reply = self.ask("history", session=session, camera=camera, since_seq=since, limit=500)
             if reply is None or not reply["ok"]:

@@ -16,12 +16,14 @@ from faults_witness import Witness
 
 DEMO = ROOT / "inspectd" / "demo"
 CAMERAS = ("cam1", "cam2", "cam3", "cam4")
-FRAMES = 40
+FRAMES = 24
 """Of the clip that plays again and again."""
 LOAD = 0.65
 """The share of the machine's frames a second that the cameras give together: what is left is for the faults."""
 MOST_FPS = 25.0
 DEADLINE_MS = 1500
+PATIENT_MS = 6000
+"""The deadline where something is stopped and goes on again."""
 RECIPE = """object = "hex nut"
 deadline_ms = {deadline_ms}
 [model]

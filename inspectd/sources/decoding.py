@@ -192,7 +192,7 @@ def orientation(raw: VideoFrame) -> Orientation:
     Only quarter turns and mirrors are known; another angle is taken as the nearest of these.
     """
     # Not `raw.side_data`, which the frame would keep: a circle, and its pixels would wait for the garbage collector.
-    matrix = SideDataContainer(raw).get(Type.DISPLAYMATRIX)
+    matrix = SideDataContainer(raw).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]  # PyAV's stubs leave it out
     if matrix is None:
         return Orientation()
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()

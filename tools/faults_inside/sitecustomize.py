@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 ORDERS = Path(os.environ.get("FAULTS_ORDERS", "/nonexistent"))
-BUG = os.environ.get("FAULTS_BUG", "")
+BUGS = os.environ.get("FAULTS_BUG", "").split(",")
 BUG_EVERY = 12
 """A seeded bug that is not bound to a fault happens to every so manieth verdict."""
 
@@ -93,7 +93,7 @@ def ring(module: ModuleType) -> None:
     true_still = module.Ring.still
     wrap(module.Ring, "write", around_write)
     wrap(module.Ring, "view", around_view)
-    if BUG == "no_second_check":
+    if "no_second_check" in BUGS:
 
         def first_check_only(self: Any, slot: int, generation: int) -> bool:
             caller = sys._getframe(1).f_code.co_name  # noqa: SLF001
@@ -144,7 +144,7 @@ def sockets(module: ModuleType) -> None:
         return spied
 
     wrap(module.Outbox, "send", around)
-    if BUG == "double_publish":
+    if "double_publish" in BUGS:
 
         def twice(send: Callable[..., Any]) -> Callable[..., Any]:
             def sent(self: Any, topic: bytes, *parts: Any) -> None:
@@ -181,7 +181,7 @@ def clip(module: ModuleType) -> None:
 
 def inspection(module: ModuleType) -> None:
     """The classical bug: a comparison with NaN is false, so nothing was found."""
-    if BUG != "nan_is_pass":
+    if "nan_is_pass" not in BUGS:
         return
 
     def around(init: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,7 +198,7 @@ def inspection(module: ModuleType) -> None:
 
 
 def ledger(module: ModuleType) -> None:
-    if BUG != "dropped_ticket":
+    if "dropped_ticket" not in BUGS:
         return
 
     def around(collect: Callable[..., Any]) -> Callable[..., Any]:
