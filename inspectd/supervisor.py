@@ -48,6 +48,10 @@ STOP_JOURNAL_S = 0.4
 """What the journal may still take then. All of it together stays below the five seconds of contract §6."""
 DEATH_S = 0.1
 """SIGKILL ends a process sooner, unless a hung device holds it in the kernel: such a one is left behind."""
+UNDEAD_S = 1.0
+"""One that is still there so long after its SIGKILL is replaced: it never runs code of ours again."""
+MOST_UNDEAD = 3
+"""So many of one place may hang in the kernel; the next is started when one of them has gone."""
 
 
 @dataclass(slots=True)
@@ -59,13 +63,20 @@ class _Child:
     camera: str
     process: SpawnProcess | None = None
     generation: int = 0
-    silent: bool = False
+    killed_s: float | None = None
+    undead: list[SpawnProcess] = field(default_factory=list)
     restarts: Restarts = field(default_factory=Restarts)
     retry_s: float = 0.0
 
     @property
     def name(self) -> str:
         return f"{self.stage}-{self.camera}" if self.camera else str(self.stage)
+
+    @property
+    def may_be_born(self) -> bool:
+        """Whether its time has come, and not too many before it hang in the kernel."""
+        self.undead = [process for process in self.undead if process.exitcode is None]
+        return time.monotonic() >= self.retry_s and len(self.undead) < MOST_UNDEAD
 
 
 class Supervisor:
@@ -195,9 +206,12 @@ class Supervisor:
         )
         packed = pickle.dumps((self._child, charge, child.stage))
         module = f"inspectd.stages.{child.stage}"
-        child.process = self._context.Process(target=born, args=(packed, module), name=child.name)
+        nicely = child.stage is Stage.CAPTURE and child.generation > 1  # the other cameras are at work
+        child.process = self._context.Process(
+            target=born, args=(packed, module), kwargs={"nicely": nicely}, name=child.name
+        )
         child.process.start()
-        child.silent = False
+        child.killed_s = None
         row.born(child.process.pid or 0, child.generation)
         get_logger().debug("child_spawned", child=child.name, pid=child.process.pid, generation=child.generation)
 
@@ -215,16 +229,26 @@ class Supervisor:
 
     def _look_after(self, child: _Child) -> None:
         if child.process is None:
-            if time.monotonic() >= child.retry_s:
+            if child.may_be_born:
                 self._spawn(child)
             return
         code = child.process.exitcode
         if code is not None:
             self._bury(child, code)
-        elif not child.silent and self._is_silent(child):
-            child.silent = True
+        elif child.killed_s is None and self._is_silent(child):
+            child.killed_s = time.monotonic()
             get_logger().warning("child_silent", child=child.name, pid=child.process.pid)
-            child.process.kill()  # and the next look buries it: one that hangs in the kernel holds nobody up
+            child.process.kill()  # and the next look buries it
+        elif child.killed_s is not None and time.monotonic() - child.killed_s > UNDEAD_S:
+            self._leave(child, child.process)
+
+    def _leave(self, child: _Child, process: SpawnProcess) -> None:
+        """Gives up waiting for a process that a hung disk or device holds in the kernel, its SIGKILL pending."""
+        get_logger().error("child_hangs_in_the_kernel", child=child.name, pid=process.pid)
+        child.undead.append(process)
+        if child.stage is Stage.CAPTURE:
+            self._view(child.camera).state = CameraState.LOST
+        self._bury(child, -signal.SIGKILL)
 
     def _is_silent(self, child: _Child) -> bool:
         row = self._table.child(child.index)
@@ -313,6 +337,7 @@ class Supervisor:
                 process.kill()
                 process.join(DEATH_S)
         self._undead += [process for process in alive if process.exitcode is None]
+        self._undead += [process for child in children for process in child.undead]
 
     def _sweep_answered(self, prefix: str) -> None:
         """Takes the shared memory away, but never with rows that nobody has answered: a publisher may have died too."""

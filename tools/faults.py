@@ -60,6 +60,7 @@ ROWS: dict[str, tuple[str, Row]] = {
     "full-disk": ("disk full", faults_disk.full_disk),
     "read-only-start": ("state folder read-only at start", faults_disk.read_only_start),
     "read-only": ("disk turns read-only", faults_disk.read_only_disk),
+    "hung-reads": ("a camera's disk hangs (D state)", faults_disk.hung_reads),
     "fsync": ("fsync stall", faults_disk.stall),
     "clock": ("clock ± 1 h", faults_model.clock),
     "nan": ("NaN from the model", faults_model.nan),
@@ -76,7 +77,7 @@ SHARING = (
     *("kill-worker", "stop", "nan", "kill-supervisor"),
     *("kill-publisher", "steps", "crawl", "memory", "stopped-subscriber", "visits", "fuzz", "soak"),
     *("full-disk", "read-only", "fsync"),
-    *("triple", "damaged", "frozen", "standing", "small-shm", "read-only-start"),
+    *("triple", "damaged", "frozen", "standing", "hung-reads", "small-shm", "read-only-start"),
 )
 """The rows in the order in which they are run: those that share a daemon follow each other (see `Stock`)."""
 SHORT_TIMES = 3

@@ -9,7 +9,7 @@ from collections import Counter
 
 from faults_daemon import START_S
 from faults_line import BACK_S, KILLS_A_DAEMON, Broken, Line
-from faults_trial import DEAD_AFTER_S, Trial, half, percentile
+from faults_trial import DEAD_AFTER_S, Trial, batches, half, percentile
 from faults_workshop import CAMERAS, PATIENT_MS, playing
 
 STEPS = (
@@ -25,7 +25,7 @@ def kill_capture(trial: Trial) -> None:
     """SIGKILL of captures at half load; the other cameras must not notice."""
     calm: list[float] = []
     struck: list[float] = []
-    for numbers in _batches(trial.times, KILLS_A_DAEMON * len(CAMERAS)):
+    for numbers in batches(trial.times, KILLS_A_DAEMON * len(CAMERAS)):
         captures = Counter(f"capture-{CAMERAS[number % len(CAMERAS)]}" for number in numbers)
         with trial.daemon(trial.cameras("half"), deadline_ms=PATIENT_MS, kills=captures) as line:
             for number in numbers:
@@ -46,7 +46,7 @@ def kill_capture(trial: Trial) -> None:
 def kill_worker(trial: Trial) -> None:
     """SIGKILL of the worker under load; its model load is told apart."""
     loads: list[float] = []
-    for numbers in _batches(trial.times, KILLS_A_DAEMON):
+    for numbers in batches(trial.times, KILLS_A_DAEMON):
         with trial.daemon(kills={"worker": len(numbers)}) as line:
             for _ in numbers:
                 trial.pause()
@@ -63,7 +63,7 @@ def kill_worker(trial: Trial) -> None:
 
 def kill_publisher(trial: Trial) -> None:
     """SIGKILL of the publisher under load: silence, then everything overdue, and nothing twice."""
-    for numbers in _batches(trial.times, KILLS_A_DAEMON):
+    for numbers in batches(trial.times, KILLS_A_DAEMON):
         with trial.daemon(kills={"publisher": len(numbers)}) as line:
             for _ in numbers:
                 trial.pause()
@@ -106,7 +106,7 @@ def kill_supervisor(trial: Trial) -> None:
 
 def stop_children(trial: Trial) -> None:
     """SIGSTOP of any child: dead within its limit, replaced."""
-    for numbers in _batches(trial.times, 3):
+    for numbers in batches(trial.times, 3):
         names = ["capture-" + trial.rng.choice(CAMERAS), "worker", "publisher"][: len(numbers)]
         with trial.daemon(kills=Counter(names)) as line:
             for name in names:
@@ -121,7 +121,7 @@ def between_steps(trial: Trial) -> None:
     """SIGKILL of a capture between any two steps of acceptance."""
     steps = list(STEPS)
     trial.rng.shuffle(steps)
-    for numbers in _batches(trial.times, KILLS_A_DAEMON * len(CAMERAS)):
+    for numbers in batches(trial.times, KILLS_A_DAEMON * len(CAMERAS)):
         captures = Counter(f"capture-{CAMERAS[number % len(CAMERAS)]}" for number in numbers)
         with trial.daemon(kills=captures) as line:
             for number in numbers:
@@ -140,7 +140,7 @@ def standing_line(trial: Trial) -> None:
     """SIGKILL of the publisher after the last part of a line that then stands still: nothing comes to wake anybody."""
     trigger = 'trigger = { kind = "external" }\n'
     camera = {"cam1": playing(trial.workshop.clip, more=trigger)}
-    for numbers in _batches(trial.times, KILLS_A_DAEMON):
+    for numbers in batches(trial.times, KILLS_A_DAEMON):
         with trial.daemon(camera, kills={"publisher": len(numbers)}, warm=False) as line:
             line.witness.until(lambda: bool(line.witness.beats) and line.witness.beats[-1].state == "ready", START_S)
             for number in numbers:
@@ -160,11 +160,6 @@ def _strike_last_part(line: Line, number: int) -> None:
 
 
 # -- hands ------------------------------------------------------------------------------------------------------------
-
-
-def _batches(times: int, most: int) -> list[range]:
-    """So many injections, at most `most` with one daemon."""
-    return [range(first, min(first + most, times)) for first in range(0, times, most)]
 
 
 def _kill(line: Line, child: str, number: signal.Signals = signal.SIGKILL) -> tuple[float, float]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypedDict
 
+import psutil
 from faults_daemon import Daemon
-from faults_line import Broken, Line
-from faults_trial import Skipped, Trial, can, harm, preload
-from faults_workshop import config_of, recipe_of
+from faults_hung import hung_mount
+from faults_line import KILLS_A_DAEMON, Broken, Line
+from faults_trial import Skipped, Trial, batches, can, harm, preload
+from faults_workshop import config_of, playing, recipe_of
 
 STATE_MB = 24
 
@@ -150,6 +154,50 @@ def _back(line: Line) -> None:
 def _tell_unjournaled(trial: Trial, line: Line) -> None:
     unjournaled = sum(not seen.journaled for seen in line.verdicts)
     trial.notes.append(f"{unjournaled} verdicts went out with journaled: false, all are in the journal now")
+
+
+def hung_reads(trial: Trial) -> None:
+    """A camera's file lies on a disk that hangs: its capture is stuck in the kernel, where not even SIGKILL ends it."""
+    folder, flag = trial.workshop.folder / "hung", trial.workshop.folder / "hangs"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(trial.workshop.clip, folder / "belt.mp4")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hung_mount(folder, trial.workshop.folder / "mount", flag))
+        except OSError as error:
+            raise Skipped(f"a file system that hangs needs root and FUSE: {error}") from error
+        stack.callback(flag.unlink, missing_ok=True)  # or the daemon could not end
+        cameras = {"cam1": playing(trial.workshop.clip), "cam2": playing(trial.workshop.folder / "mount" / "belt.mp4")}
+        for numbers in batches(trial.times, KILLS_A_DAEMON):
+            with trial.daemon(cameras, kills={"capture-cam2": len(numbers)}) as line:
+                for _ in numbers:
+                    trial.pause()
+                    _hang_once(line, flag)
+            trial.stock.close()
+    trial.notes.append("back: from the disk's return on; the other camera went on")
+
+
+def _hang_once(line: Line, flag: Path) -> None:
+    """Its capture is given up, the camera is lost, the daemon degraded; it is back when the disk is."""
+    capture = line.daemon.pids(line.witness)["capture-cam2"]
+    at_s = time.monotonic()
+    flag.touch()
+    line.trial.injected += 1
+
+    def lost() -> bool:
+        beat = line.witness.beats[-1]
+        return beat.at_s > at_s and beat.camera_state["cam2"] == "lost" and beat.state == "degraded"
+
+    try:
+        if not line.witness.until(lost, 15.0):
+            raise Broken("a camera whose capture hangs in the kernel was not told lost")
+        line.trial.detected_s.append(line.witness.beats[-1].at_s - at_s)
+        line.trial.must(psutil.Process(capture).status() == psutil.STATUS_DISK_SLEEP, "the capture did not hang")
+        line.judged_since(time.time(), ["cam1"])
+    finally:
+        flag.unlink()
+    back_s, back_utc_s = time.monotonic(), time.time()
+    line.trial.recovered_s.append(line.judged_since(back_utc_s, ["cam2"]) - back_s)
 
 
 # -- hands ------------------------------------------------------------------------------------------------------------

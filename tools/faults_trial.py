@@ -132,6 +132,11 @@ class Trial:
         }
 
 
+def batches(times: int, most: int) -> list[range]:
+    """So many injections, at most `most` with one daemon."""
+    return [range(first, min(first + most, times)) for first in range(0, times, most)]
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The nearest-rank quantile.
 

@@ -1,7 +1,7 @@
-"""The first moments of a child: what it needs is loaded at low priority, so that no camera has to wait for that.
+"""The first moments of a child: it can load what it needs at low priority, so that nobody else has to wait for that.
 
-Loading takes a core for a second or two, which a worker or a capture of another camera may want just then. A process
-that has made itself nice cannot take it back without privileges; a thread of it can end. Imports nothing heavy itself.
+Loading takes a core for a second, which the worker may want just then. A process that has made itself nice cannot take
+it back without privileges; a thread of it can end. Imports nothing heavy itself.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 LOADING_NICENESS = 10
 
 
-def born(packed: bytes, module: str) -> None:
+def born(packed: bytes, module: str, *, nicely: bool) -> None:
     """Does what a pickled `(function, *arguments)` says, once it and a module are loaded."""
-    loader = threading.Thread(target=_load, args=(packed, module), name="loader")
-    loader.start()
-    loader.join()
+    if nicely:
+        loader = threading.Thread(target=_load, args=(packed, module), name="loader")
+        loader.start()
+        loader.join()
     function, *arguments = pickle.loads(packed)  # noqa: S301 - from the parent; what failed in the thread is raised here
     function(*arguments)
 
