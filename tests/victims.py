@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
+import zmq
 
 from inspectd.journal import Entry
 from inspectd.records import Decision, TriggerKind
@@ -146,3 +147,15 @@ def note_for_ever(spill_name: str) -> None:
         while not spill.note(replace(entry, seq=seq, body=b"%d" % seq * 50)):
             spill.settle(marks.popleft())
         marks.append(spill.noted)
+
+
+def subscribe_to_everything(endpoint: str, count: int) -> None:
+    """A subscriber that asks for whatever comes to its mind, and comes back whenever it is thrown out."""
+    with zmq.Context() as context, context.socket(zmq.XSUB) as socket:
+        socket.set(zmq.SNDHWM, 0)
+        socket.set(zmq.LINGER, 0)
+        socket.connect(endpoint)
+        for number in range(count):
+            socket.send(b"\1preview/cam%d" % number + b"x" * 80)
+        while True:
+            socket.poll(100)

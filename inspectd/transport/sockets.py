@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import socket as unix
 import time
@@ -40,8 +41,11 @@ MAX_RESULT_BYTES = 256 << 20
 LINGER_STOP_MS = 1000
 LINGER_REOPEN_MS = 100
 """Enough for what peers that read still have to get."""
-MAX_REFUSED = 1000
-"""So many refused subscriptions are a flood: libzmq remembers each as long as its peer stays."""
+MAX_REFUSED = 100
+"""So many refused subscriptions of one peer are a flood: libzmq remembers each as long as he stays, and takes seconds
+to forget a hundred thousand. So he must go."""
+SUBSCRIPTIONS_HWM = 10
+"""libzmq takes all subscriptions that wait for it in one call: a few, so that no call takes long."""
 _STAGE_SOCKET = re.compile(r"[a-z]+-\d+\.[a-z]+")
 
 
@@ -67,6 +71,8 @@ class _Socket:
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
         self._parts: list[bytes] = []
+        self._source = -1
+        """The descriptor of the connection that the last part came by."""
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +102,7 @@ class _Socket:
                 frame = self.socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            self._source = _source_of(frame)
             if len(self._parts) <= MAX_PARTS:
                 self._parts.append(frame.bytes)
             if not frame.more:
@@ -190,20 +197,27 @@ class VerdictSocket(_PublicSocket):
     """
 
     def __init__(self, endpoint: str, topics: Iterable[bytes], on_wait: Callable[[], None] | None = None) -> None:
-        super().__init__(zmq.XPUB, endpoint, {zmq.XPUB_MANUAL: 1, zmq.MAXMSGSIZE: MAX_SUBSCRIPTION_BYTES}, on_wait)
+        options: dict[int, int] = {
+            zmq.XPUB_MANUAL: 1,
+            zmq.MAXMSGSIZE: MAX_SUBSCRIPTION_BYTES,
+            zmq.RCVHWM: SUBSCRIPTIONS_HWM,
+        }
+        super().__init__(zmq.XPUB, endpoint, options, on_wait)
         self._admitted = frozenset(topic[:end] for topic in topics for end in range(len(topic) + 1))
         self._previews: Counter[bytes] = Counter()
-        self._refused = 0
+        self._refused: Counter[int] = Counter()
+        self.floods = 0
 
     @property
     def flooded(self) -> bool:
-        """Whether somebody subscribes to whatever comes to his mind."""
-        return self._refused > MAX_REFUSED
+        """Whether somebody subscribed to whatever came to his mind."""
+        return self.floods > 0
 
     def reopen(self) -> None:
         """See `_PublicSocket.reopen`."""
         self._previews.clear()
-        self._refused = 0
+        self._refused.clear()
+        self.floods = 0
         super().reopen()
 
     def send(self, topic: bytes, body: bytes, mask: bytes | None = None) -> None:
@@ -223,8 +237,16 @@ class VerdictSocket(_PublicSocket):
                 self.socket.set(zmq.UNSUBSCRIBE, request[1:])
                 self._count_viewer(request[1:], -1)
             else:
-                self._refused += 1
+                self._refuse(self._source)
         return admitted
+
+    def _refuse(self, source: int) -> None:
+        """A peer who goes on and on is disconnected; one of good will comes back by himself."""
+        self._refused[source] += 1
+        if self._refused[source] > MAX_REFUSED:
+            self.floods += 1
+            _hang_up(source, self._endpoint)
+            self._refused.clear()  # descriptors are used again
 
     def _count_viewer(self, prefix: bytes, by: int) -> None:
         """Whoever takes back what he never asked for leaves no trace and takes nobody else's away for long."""
@@ -388,12 +410,19 @@ def _push() -> zmq.Socket[bytes]:
 
 
 def _harden(socket: zmq.Socket[Any]) -> None:
-    """Limits that keep a bad or dead peer from costing more than itself (contract §2)."""
+    """Limits that keep a bad or dead peer from costing more than itself (contract §2).
+
+    A peer's ZMTP heartbeats are answered; none are sent, for libzmq aborts the whole process when one falls due on a
+    connection that has gone with its queue full (its issue 4364). The kernel finds the dead peers.
+    """
     socket.set(zmq.SNDHWM, PUBLIC_HWM)
     socket.set(zmq.RCVHWM, PUBLIC_HWM)
     socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
-    socket.set(zmq.HEARTBEAT_IVL, 2000)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, 6000)
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, 2)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, 2)
+    socket.set(zmq.TCP_KEEPALIVE_CNT, 2)
+    socket.set(zmq.TCP_MAXRT, 6000)
     socket.set(zmq.HANDSHAKE_IVL, 3000)
     socket.set(zmq.LINGER, 0)
 
@@ -424,6 +453,22 @@ def _bind_once(socket: zmq.Socket[Any], endpoint: str) -> None:
     if endpoint.startswith("ipc:///") and _listens(Path(endpoint.removeprefix("ipc://"))):
         raise zmq.ZMQError(zmq.EADDRINUSE)
     socket.bind(endpoint)
+
+
+def _source_of(frame: zmq.Frame) -> int:
+    """The descriptor of the connection that a frame came by; -1 where libzmq does not say."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:  # what libzmq makes up when a peer goes came from nowhere
+        return -1
+
+
+def _hang_up(descriptor: int, endpoint: str) -> None:
+    """Ends a connection of an endpoint, which libzmq then notices; not one that the descriptor means by now."""
+    with contextlib.suppress(OSError), unix.socket(fileno=os.dup(descriptor)) as peer:
+        name = peer.getsockname()
+        if endpoint in (f"ipc://{name}", f"tcp://{name[0]}:{name[1]}"):
+            peer.shutdown(unix.SHUT_RDWR)
 
 
 def _listens(path: Path) -> bool:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import zmq
+from victims import started, subscribe_to_everything
 
 from inspectd.errors import EndpointHeld, TransportError
+from inspectd.stages.valve import resident_bytes
 from inspectd.transport import sockets
 from inspectd.transport.sockets import ControlSocket, Inbox, Outbox, Subscription, VerdictSocket, stage_endpoint, wait
 from inspectd.transport.wire import topics
@@ -219,6 +223,66 @@ def test_a_message_of_many_parts_is_read_in_turns(peer: Callable[[int], zmq.Sock
             assert len(control._parts) <= sockets.MAX_PARTS + 1
         assert [body for _, body in got] == [b""]
         assert turns >= 50
+
+
+@pytest.mark.parametrize("kind", ["ipc", "tcp"])
+def test_a_flood_of_subscriptions_delays_nobody(tmp_path: Path, peer: Callable[[int], zmq.Socket], kind: str) -> None:
+    """A hundred thousand different ones: no call takes long, the peer is cut off, memory stays, others hear all."""
+    with VerdictSocket(f"ipc://{tmp_path}/v" if kind == "ipc" else "tcp://127.0.0.1:*", TOPICS) as verdicts:
+        endpoint = verdicts.socket.get_string(zmq.LAST_ENDPOINT)
+        polite = peer(zmq.SUB)
+        polite.set(zmq.SUBSCRIBE, b"heartbeat/")
+        polite.connect(endpoint)
+        served(verdicts, 1)
+        before_bytes, longest_s, sent = resident_bytes(), 0.0, 0
+        flood = started(subscribe_to_everything, endpoint, 100_000)
+        until_s = time.monotonic() + 3
+        while time.monotonic() < until_s or not verdicts.floods:
+            wait([verdicts], 0.01)
+            begun_s = time.monotonic()
+            verdicts.serve_subscriptions()
+            verdicts.send(b"heartbeat/", b"%d" % sent)
+            longest_s = max(longest_s, time.monotonic() - begun_s)
+            sent += 1
+            while polite.poll(0):
+                polite.recv_multipart()
+                sent -= 1
+        flood.kill()
+        flood.join()
+        assert longest_s < 0.5
+        assert resident_bytes() - before_bytes < 50e6
+        while sent and polite.poll(1000):
+            polite.recv_multipart()
+            sent -= 1
+        assert sent == 0
+
+
+SLOW_SERVER = """
+import sys, time
+from inspectd.transport.sockets import ControlSocket
+with ControlSocket(sys.argv[1]) as control:
+    print("bound", flush=True)
+    until_s = time.monotonic() + 3.5
+    while time.monotonic() < until_s:
+        next(control.requests(), None)
+        time.sleep(0.01)
+"""
+
+
+def test_a_peer_that_goes_with_its_queue_full_aborts_nobody(endpoint: str, peer: Callable[[int], zmq.Socket]) -> None:
+    """Thousands of requests, and the client is gone: libzmq's own heartbeats would end the whole process."""
+    server = subprocess.Popen([sys.executable, "-c", SLOW_SERVER, endpoint], stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    with server.stdout:
+        assert server.stdout.readline() == b"bound\n"
+    client = peer(zmq.DEALER)
+    client.set(zmq.SNDHWM, 0)
+    client.connect(endpoint)
+    for _ in range(20_000):
+        client.send(bytes(200))
+    time.sleep(0.3)
+    client.close(linger=0)
+    assert server.wait(30) == 0
 
 
 def test_sweep_takes_dead_stage_sockets_only(tmp_path: Path) -> None:
