@@ -45,7 +45,8 @@ class CropDetector(Protocol):
     """What the Inspector asks of a detector; `detect.winclip.Detector` is one.
 
     `memory` gives what one tile of one camera hands back to `score` with each of its frames, in order, so that what did
-    not change is not computed again; None where there is no such thing.
+    not change is not computed again; None where there is no such thing. `rehearse` makes ready for batches of just such
+    crops.
     """
 
     @property
@@ -62,6 +63,9 @@ class CropDetector(Protocol):
         memories: Sequence[Any] | None = None,
     ) -> Sequence[ScoredCrop]: ...
     def enroll(self, references_rgb: Sequence[PixelsU8]) -> None: ...
+    def rehearse(
+        self, crops_rgb: Sequence[PixelsU8], *, regions: Sequence[NDArray[np.bool_] | None] | None = None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +223,17 @@ class Inspector:
         images = tuple(view.tiles_of(bgr_to_rgb(box)))
         seen = look(box, view.roi) if self._recipe.quality.wanted else None
         return Crops(view=view, images_rgb=images, look=seen, moment=moment, crop_ms=_ms_since(start_ns))
+
+    def rehearse(self, pixels_bgr: PixelsU8, most: int) -> None:
+        """Makes the detector ready for batches of 1 to `most` frames of this size `(H, W, 3) uint8` BGR.
+
+        Raises:
+            SourceError: frames of that size cannot be inspected.
+        """
+        crops = self.crop(pixels_bgr)
+        inside = [tile.inside for tile in crops.view.tiles]
+        for count in range(1, most + 1):
+            self._detector.rehearse(list(crops.images_rgb) * count, regions=inside * count)
 
     def inspect(self, frames_bgr: Sequence[PixelsU8]) -> list[Inspection]:
         """Inspects frames `(H, W, 3) uint8` BGR, in their order, alike at any batch size.

@@ -362,6 +362,8 @@ class Worker(Strict):
     """How long the oldest frame waits for others to fill the batch; what comes while the model runs fills it anyway."""
     threads: int | None = Field(default=None, ge=1, le=256)
     """CPU threads of the model; default: all cores."""
+    fused: bool = True
+    """On a GPU: recorded passes and the kernel for windows, each proved when the model warms up; false: neither."""
 
 
 class JournalSettings(Strict):

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tests_detect import small_detector, some_crops
 from typer.testing import CliRunner
 
 from inspectd.bench.pipeline import Load, Spread, parse_loads, parse_size
 from inspectd.bench.processes import children, cpu_s, memory_mb
-from inspectd.bench.rig import GRID_HW, ReadyMaps
+from inspectd.bench.rig import GRID_HW, ReadyMaps, TimedModel
 from inspectd.cli import app
 from inspectd.errors import ConfigError
 
@@ -37,6 +38,17 @@ def test_maps_fail_as_often_as_asked():
     found = ReadyMaps(4).score([None] * 8)  # type: ignore[list-item]
     assert [one.score > 0.5 for one in found] == [False, False, False, True] * 2
     assert all((one.map.max() > 0.5) == (one.score > 0.5) and one.map.shape == GRID_HW for one in found)
+
+
+def test_model_takes_its_time_and_says_what_is_ready(tmp_path: Path):
+    """With a model every crop is scored by it, and as many frames fail as were asked for."""
+    model = small_detector(tmp_path)
+    asked: list[int] = []
+    score, model.score = model.score, lambda crops, **more: (asked.append(len(crops)), score(crops, **more))
+    found = TimedModel(model, ReadyMaps(2, model.grid_hw)).score(some_crops(4))
+    assert asked == [4]
+    assert [one.score > 0.5 for one in found] == [False, True] * 2
+    assert all((one.map.max() > 0.5) == (one.score > 0.5) and one.map.shape == model.grid_hw for one in found)
 
 
 def test_quantiles_of_times():

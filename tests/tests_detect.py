@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from inspectd.detect.architecture import Architecture, read_architecture
+from inspectd.detect.build import choose_device
 from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import VisionTower
 from inspectd.detect.gemm import Precision, has_int8
@@ -24,6 +25,7 @@ from inspectd.detect.winclip import Detector
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 CPU = torch.device("cpu")
 NEEDS_INT8 = pytest.mark.skipif(not has_int8(), reason="this processor has no VNNI for products of bytes")
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 FACTS = Facts(
     detector="winclip",
     backbone="tiny",
@@ -123,6 +125,16 @@ def small_detector(
     tower = open_tower(*write_model(folder / "model"), precision)
     text = torch.randn(2, tower.shape.embedding, generator=torch.Generator().manual_seed(4))
     return Detector(tower, text, WinclipConfig(**settings), facts=FACTS, reuse=reuse)
+
+
+def cuda_detector(folder: Path, precision: Precision, **settings: Any) -> Detector:
+    """The same on the first CUDA device."""
+    device = choose_device("cuda")
+    config, weights = write_model(folder / "model")
+    shape = read_architecture("x", config).vision
+    tower = VisionTower(Checkpoint(weights), shape, device=device, precision=precision)
+    text = torch.randn(2, tower.shape.embedding, generator=torch.Generator().manual_seed(4))
+    return Detector(tower, text, WinclipConfig(**settings), facts=FACTS)
 
 
 def some_crops(count: int, seed: int = 3) -> list[np.ndarray]:

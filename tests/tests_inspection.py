@@ -63,6 +63,11 @@ class BrightDetector:
     def enroll(self, references_rgb: Sequence[NDArray[np.uint8]]) -> None:
         self.references += list(references_rgb)
 
+    def rehearse(
+        self, crops_rgb: Sequence[NDArray[np.uint8]], *, regions: Sequence[NDArray[np.bool_] | None] | None = None
+    ) -> None:
+        """There is nothing to prepare."""
+
     def _one(self, crop: NDArray[np.uint8], region: NDArray[np.bool_] | None) -> Brightness:
         grey = crop.mean(axis=2, dtype=np.float32) / 255
         grid = cv2.resize(grey, self.grid_hw[::-1], interpolation=cv2.INTER_AREA)

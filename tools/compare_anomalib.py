@@ -26,13 +26,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inspectd.detect.architecture import Architecture, read_architecture
-from inspectd.detect.build import choose_precision
+from inspectd.detect.build import choose_device, choose_precision
 from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.clip import TextTower, VisionTower
 from inspectd.detect.cost import gflop_per_frame
 from inspectd.detect.gemm import Precision, prepacks
 from inspectd.detect.identity import Facts
-from inspectd.detect.measure import matrix_rate, spreading_text
+from inspectd.detect.measure import matrix_rate, spreading_text, versions
 from inspectd.detect.options import WinclipConfig
 from inspectd.detect.preprocess import Resize, prepare, upsample_map
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, compose
@@ -93,10 +93,11 @@ class Ours:
 
     architecture: Architecture
     checkpoint: Checkpoint
+    device: torch.device
 
     def detector(self, precision: Precision, text: Tensor) -> Detector:
         """A detector in the profile `anomalib`."""
-        tower = VisionTower(self.checkpoint, self.architecture.vision, device=CPU, precision=precision)
+        tower = VisionTower(self.checkpoint, self.architecture.vision, device=self.device, precision=precision)
         facts = Facts(
             detector="winclip",
             backbone=BACKBONE,
@@ -111,7 +112,7 @@ class Ours:
 
     def text(self) -> Tensor:
         """The two text embeddings, as the profile `anomalib` makes them."""
-        tower = TextTower(self.checkpoint, self.architecture.text, device=CPU)
+        tower = TextTower(self.checkpoint, self.architecture.text, device=self.device)
         prompts = compose(["bottle"], templates=ANOMALIB_TEMPLATES)
         return embed_prompts(tower, prompts, TextAverage.RAW, lambda: None)
 
@@ -125,16 +126,16 @@ def read_crops(paths: list[Path], size_px: int) -> list[np.ndarray]:
     return [cv2.resize(one, (size_px, size_px), interpolation=cv2.INTER_AREA)[..., ::-1].copy() for one in read]
 
 
-def measurable(names: list[str], console: Console) -> list[Precision]:
-    """The precisions that this processor has instructions for; says of the others why not."""
+def measurable(names: list[str], device: torch.device, console: Console) -> list[Precision]:
+    """The precisions that this device has instructions for; says of the others why not."""
     found = []
     for name in names:
         try:
-            precision = choose_precision(name, CPU)
+            precision = choose_precision(name, device)
         except ConfigError as error:
             console.print(f"{name}: not measured: {error}")
             continue
-        if precision is Precision.BF16 and not prepacks(torch.bfloat16):
+        if device == CPU and precision is Precision.BF16 and not prepacks(torch.bfloat16):
             console.print("bf16: not measured: this processor has no AVX-512, so it would be emulated")
         else:
             found.append(precision)
@@ -143,7 +144,7 @@ def measurable(names: list[str], console: Console) -> list[Precision]:
 
 def spread(model: nn.Module, detector: Detector, crops: list[np.ndarray]) -> Tensor:
     """Text under which scores spread, for both sides: those of random weights are all a half."""
-    features = detector.features(prepare(crops, detector.shape, Resize.FLOAT, CPU))
+    features = detector.features(prepare(crops, detector.shape, Resize.FLOAT, detector.device))
     text = spreading_text([features.image, *features.windows], PROFILE.temperature)
     model._text_embeddings = text.clone()  # noqa: SLF001
     return text
@@ -162,12 +163,12 @@ def their_stages(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
         said = model(pixels[SHOTS:])
         found |= {f"map, {shots}-shot": said.anomaly_map, f"score, {shots}-shot": said.pred_score}
     model.k_shot = 0
-    return found
+    return {stage: value.cpu() for stage, value in found.items()}
 
 
 def our_stages(detector: Detector, crops: list[np.ndarray]) -> dict[str, Tensor]:
     """The same of inspectd's detector."""
-    features = detector.features(prepare(crops[SHOTS:], detector.shape, Resize.FLOAT, CPU))
+    features = detector.features(prepare(crops[SHOTS:], detector.shape, Resize.FLOAT, detector.device))
     found = {"image embedding": features.image, "patch embeddings": features.patches}
     for scale, rows in zip((2, 3), features.windows, strict=True):
         found[f"window embeddings {scale}"] = rows.view(len(crops) - SHOTS, -1, rows.shape[-1])
@@ -178,7 +179,7 @@ def our_stages(detector: Detector, crops: list[np.ndarray]) -> dict[str, Tensor]
         found[f"map, {shots}-shot"] = torch.from_numpy(maps)
         found[f"score, {shots}-shot"] = torch.tensor([one.score for one in scored])
     detector.enroll([])
-    return found
+    return {stage: value.cpu() for stage, value in found.items()}
 
 
 def in_turn(steps: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -195,7 +196,9 @@ def in_turn(steps: dict[str, Callable[[], object]], rounds: int, clock: Callable
 
 def compare(arguments: argparse.Namespace, console: Console) -> None:
     """Builds both sides, prints differences, then times."""
-    precisions = measurable(arguments.precision.split(","), console)
+    device = arguments.device
+    names = arguments.precision or ("fp32,bf16,int8" if device == CPU else "fp32,tf32,bf16,fp16")
+    precisions = measurable(names.split(","), device, console)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with console.status("building both on the same random weights"):
@@ -204,23 +207,23 @@ def compare(arguments: argparse.Namespace, console: Console) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "random.safetensors")
             save_file(state, path)
-            ours = Ours(read_architecture(BACKBONE), Checkpoint(path))
+            ours = Ours(read_architecture(BACKBONE), Checkpoint(path), device)
             text = ours.text()
             exact = ours.detector(Precision.FP32, text)
-            straighten(model)
+            straighten(model.to(device))
             model.setup("bottle")
             crops = read_crops(arguments.images, exact.input_size_px)
             prompts = nn.functional.normalize(model.text_embeddings, dim=-1) - text
             pair = spread(model, exact, crops)
             detectors = {str(one): ours.detector(one, pair) for one in precisions}
     with console.status("anomalib's stages"):
-        pixels = prepare(crops, ours.architecture.vision, Resize.FLOAT, CPU)
+        pixels = prepare(crops, ours.architecture.vision, Resize.FLOAT, device)
         theirs = their_stages(model, pixels)
     for name, detector in detectors.items():
         with console.status(f"inspectd's stages in {name}"):
             mine = our_stages(detector, crops)
         differences = {stage: mine[stage] - value for stage, value in theirs.items()}
-        show_differences(console, name, {"text of the prompts": prompts} | differences, theirs)
+        show_differences(console, name, {"text of the prompts": prompts.cpu()} | differences, theirs)
     show_drift(console, detectors, crops)
     show_times(console, model, detectors, crops, arguments)
 
@@ -266,29 +269,38 @@ def show_times(
     crops: list[np.ndarray],
     arguments: argparse.Namespace,
 ) -> None:
-    """One frame, zero-shot: medians of interleaved rounds, and the share of the machine's own matrix rate."""
+    """A batch, zero-shot: medians of interleaved rounds by frame, and the share of the machine's own matrix rate.
+
+    inspectd's time holds what brings pixels to a device and scores back; anomalib's pixels lie there.
+    """
     clock = process_time if arguments.cpu_time else perf_counter
-    crop = crops[-1:]
-    pixels = prepare(crop, next(iter(detectors.values())).shape, Resize.FLOAT, CPU)
-    probes = {name: matrix_rate(Precision(name), CPU) for name in detectors}
+    given = [crops[at % len(crops)] for at in range(arguments.batch)]
+    first = next(iter(detectors.values()))
+    pixels = prepare(given, first.shape, Resize.FLOAT, first.device)
+    probes = {name: matrix_rate(Precision(name), first.device) for name in detectors}
     limits: dict[str, list[float]] = {name: [] for name in probes}
-    steps: dict[str, Callable[[], object]] = {"anomalib": lambda: model(pixels)}
+
+    def theirs_run() -> Tensor:
+        return model(pixels).pred_score.cpu()  # waits for a GPU
+
+    steps: dict[str, Callable[[], object]] = {"anomalib": theirs_run}
     for name, detector in detectors.items():
-        steps[name] = lambda detector=detector: detector.score(crop)
+        detector.rehearse(given)
+        steps[name] = lambda detector=detector: detector.score(given)
         steps[f"limit {name}"] = lambda name=name: limits[name].append(probes[name](clock))
     times = in_turn(steps, arguments.rounds, clock)
-    theirs = statistics.median(times["anomalib"])
-    table = Table("one frame, zero-shot", "median s", "times anomalib", "of the machine's rate")
-    table.add_row("anomalib", f"{theirs:.2f}", "1.00", "")
+    theirs = statistics.median(times["anomalib"]) / arguments.batch
+    table = Table(f"zero-shot, batch {arguments.batch}", "ms a frame", "times anomalib", "of the machine's rate")
+    table.add_row("anomalib", f"{theirs * 1e3:.1f}", "1.00", "")
     for name, detector in detectors.items():
-        mine = statistics.median(times[name])
+        mine = statistics.median(times[name]) / arguments.batch
         rate = gflop_per_frame(detector.shape, PROFILE.scales) / mine
         share = rate / statistics.median(limits[name][1:])
-        table.add_row(f"inspectd {name}", f"{mine:.2f}", f"{theirs / mine:.2f}", f"{share:.0%}")
+        table.add_row(f"inspectd {name}", f"{mine * 1e3:.1f}", f"{theirs / mine:.2f}", f"{share:.0%}")
     console.print(table)
     load = os.getloadavg()[0]
     console.print(
-        f"{torch.get_num_threads()} threads, {arguments.rounds} interleaved rounds, "
+        f"{versions(first.device)}, {torch.get_num_threads()} threads, {arguments.rounds} interleaved rounds, "
         f"{'CPU' if arguments.cpu_time else 'wall'} time, load average {load:.1f}"
     )
 
@@ -300,12 +312,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpu-time", action="store_true", help="CPU time, for busy machines; with --threads 1")
-    parser.add_argument("--precision", default="fp32,bf16,int8")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, for both sides")
+    parser.add_argument("--batch", type=int, default=1, help="frames a batch in the times, for both sides")
+    parser.add_argument("--precision", help="default: fp32,bf16,int8 on a CPU, fp32,tf32,bf16,fp16 on a GPU")
     arguments = parser.parse_args()
     if arguments.images and len(arguments.images) <= SHOTS:
         parser.error(f"give at least {SHOTS + 1} images, or none")
     if arguments.cpu_time and arguments.threads != 1:
         parser.error("--cpu-time needs --threads 1: the CPU time of several threads is no frame's time")
+    try:
+        arguments.device = choose_device(arguments.device)
+    except ConfigError as error:
+        parser.error(str(error))
+    if arguments.batch < 1:
+        parser.error("--batch: give at least 1")
+    if arguments.cpu_time and arguments.device != CPU:
+        parser.error("--cpu-time: a GPU's work takes none")
     with torch.inference_mode():
         compare(arguments, Console())
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inspectd.bench.findings import Drift
 from inspectd.detect import measure
@@ -24,17 +25,42 @@ def drift_between(
     scores, others = np.array([one.score for one in exact]), np.array([one.score for one in moved])
     if threshold is None:
         threshold = statistics.median(scores.tolist())
-    moves, flips = np.abs(others - scores), (others >= threshold) != (scores >= threshold)
+    flips = (others >= threshold) != (scores >= threshold)
     maps = [(a.map, b.map) for a, b in zip(exact, moved, strict=True) if a.map is not None]
-    return Drift(
-        precision=precision,
-        frames=len(exact),
-        score_low=float(scores.min()),
-        score_high=float(scores.max()),
-        score_max=float(moves.max()),
-        score_mean=float(moves.mean()),
+    return drift_of(
+        precision,
+        scores,
+        others,
         map_max=max((measure.largest_difference(*pair) for pair in maps), default=0.0),
         threshold=threshold,
-        nearest=float(np.abs(scores - threshold).min()),
-        flipped=tuple(name for name, flip in zip(names, flips, strict=True) if flip),
+        flipped=[name for name, flip in zip(names, flips, strict=True) if flip],
+    )
+
+
+def drift_of(
+    precision: str,
+    scores: NDArray[np.float64],
+    others: NDArray[np.float64],
+    *,
+    map_max: float,
+    threshold: float,
+    flipped: Sequence[str],
+) -> Drift:
+    """The finding of scores `(N,)` in fp32 and in another precision; NaN where that precision has none."""
+    moves, distances = np.abs(others - scores), np.abs(scores - threshold)
+    finite = moves[np.isfinite(moves)]
+    score_max = float(finite.max(initial=0.0))
+    return Drift(
+        precision=precision,
+        frames=len(scores),
+        score_low=float(scores.min()),
+        score_high=float(scores.max()),
+        score_max=score_max,
+        score_mean=float(finite.mean()) if len(finite) else 0.0,
+        map_max=map_max,
+        threshold=threshold,
+        nearest=float(distances.min()),
+        within_reach=int((distances <= score_max).sum()),
+        not_finite=len(moves) - len(finite),
+        flipped=tuple(flipped),
     )

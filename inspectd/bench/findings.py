@@ -71,6 +71,10 @@ class Drift:
     threshold: float
     nearest: float
     """How near to the threshold the nearest exact score lies."""
+    within_reach: int
+    """Frames whose exact score lies no farther from the threshold than scores move: those that could flip."""
+    not_finite: int
+    """Frames to which this precision gives no score at all."""
     flipped: tuple[str, ...]
     """The frames whose decision changes."""
 
@@ -116,4 +120,4 @@ class ModelBench:
     memory_mb: float
     """Resident memory after the first variant's build and first frame."""
     gpu_memory_mb: float | None
-    """The most that was taken of the GPU's memory in the rounds; None on a CPU."""
+    """The most that the first precision took of the GPU's memory up to the largest batch; None on a CPU."""

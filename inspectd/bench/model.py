@@ -14,7 +14,7 @@ import numpy as np
 from inspectd.bench.drift import drift_between
 from inspectd.bench.findings import Bank, Drift, ModelBench, ModelPlan
 from inspectd.bench.processes import memory_mb
-from inspectd.bench.variants import exactness_of, timed, variants_of
+from inspectd.bench.variants import exactness_of, many_of, timed, variants_of
 from inspectd.detect import measure
 from inspectd.detect.architecture import Architecture, read_architecture
 from inspectd.detect.build import choose_device, choose_precision, set_threads
@@ -45,17 +45,17 @@ def bench_model(plan: ModelPlan, progress: Callable[[str], None] = lambda _: Non
     names, crops = _crops(plan, architecture)
     before = os.getloadavg()[0]
     detectors: dict[Precision, Detector] = {}
-    resident_mb = 0.0
+    resident_mb, gpu_mb = 0.0, None
     for precision in precisions:
         progress(f"building {architecture.name} in {precision}")
         config = WinclipConfig(scales=plan.scales)
         detectors[precision] = measure.random_detector(architecture, config, device=device, precision=precision)
         detectors[precision].score(crops[:1])
         resident_mb = resident_mb or memory_mb()
+        gpu_mb = gpu_mb or _gpu_memory_mb(detectors[precision], crops, plan.batches)
     limits = {precision: measure.matrix_rate(precision, device) for precision in precisions}
     variants = [one for precision in precisions for one in variants_of(detectors[precision], crops, plan.batches)]
     timings = timed(variants, limits, plan.rounds, progress)
-    gpu_mb = measure.gpu_memory_mb(device)
     progress("measuring stages, references and text")
     first = detectors[precisions[0]]
     with tempfile.TemporaryDirectory() as folder:
@@ -86,6 +86,17 @@ def bench_model(plan: ModelPlan, progress: Callable[[str], None] = lambda _: Non
         gpu_memory_mb=gpu_mb,
         load_average=(before, os.getloadavg()[0]),
     )
+
+
+def _gpu_memory_mb(detector: Detector, crops: Sequence[PixelsU8], batches: Sequence[int]) -> float | None:
+    """What a worker with this detector alone takes of a GPU, its recordings included, at the largest batch."""
+    if detector.device.type == "cpu":
+        return None
+    for batch in sorted(batches):
+        given = many_of(crops, batch)
+        detector.rehearse(given)
+        detector.score(given)
+    return measure.gpu_memory_mb(detector.device)
 
 
 def _crops(plan: ModelPlan, architecture: Architecture) -> tuple[list[str], list[PixelsU8]]:

@@ -149,7 +149,10 @@ class Rig:
         Worker(life, builds=self._build).run()
 
     def _build(self, _: Recipe, *, beat: Callable[[], None], **__: object) -> CropDetector:
-        return ReadyMaps(self.failing_every) if self.model is None else self.model.build(beat)
+        if self.model is None:
+            return ReadyMaps(self.failing_every)
+        model = self.model.build(beat)
+        return TimedModel(model, ReadyMaps(self.failing_every, model.grid_hw))
 
 
 def _live(rig: Rig, charge: Charge, stage: Stage) -> None:
@@ -229,14 +232,15 @@ class Ready:
 class ReadyMaps:
     """A detector that takes no time: a cold map, and every so manyth time one with two hot places."""
 
-    grid_hw = GRID_HW
     identity = ModelIdentity(detector="bench", backbone="none", weights_sha256="0" * 64, precision="fp32", sha256="0")
 
-    def __init__(self, failing_every: int) -> None:
+    def __init__(self, failing_every: int, grid_hw: tuple[int, int] = GRID_HW) -> None:
+        self.grid_hw = height, width = grid_hw
         self._failing_every, self._count = failing_every, 0
-        self._cold = np.full(GRID_HW, COLD, np.float32)
+        self._cold = np.full(grid_hw, COLD, np.float32)
         self._hot = self._cold.copy()
-        self._hot[3:6, 4:7] = self._hot[10:12, 9:11] = HOT
+        self._hot[height // 5 : 2 * height // 5, 4 * width // 15 : 7 * width // 15] = HOT
+        self._hot[2 * height // 3 : 4 * height // 5, 3 * width // 5 : 11 * width // 15] = HOT
 
     def score(
         self,
@@ -256,7 +260,47 @@ class ReadyMaps:
     def enroll(self, references_rgb: Sequence[PixelsU8]) -> None:
         """There is nothing to compare with."""
 
+    def rehearse(
+        self, crops_rgb: Sequence[PixelsU8], *, regions: Sequence[NDArray[np.bool_] | None] | None = None
+    ) -> None:
+        """Everything is ready."""
+
     def _next(self) -> Ready:
         self._count += 1
         failing = self._count % self._failing_every == 0
         return Ready(HOT, self._hot) if failing else Ready(COLD, self._cold)
+
+
+class TimedModel:
+    """A model that takes its time, and whose words are ready maps: what random weights say has regions everywhere."""
+
+    identity = ReadyMaps.identity
+
+    def __init__(self, model: CropDetector, maps: ReadyMaps) -> None:
+        self._model, self._maps = model, maps
+        self.grid_hw = maps.grid_hw
+
+    def score(
+        self,
+        crops_rgb: Sequence[PixelsU8],
+        *,
+        regions: Sequence[NDArray[np.bool_] | None] | None = None,
+        localise_from: float | None = None,
+        memories: Sequence[None] | None = None,
+    ) -> list[Ready]:
+        """The next ready maps, when the model has scored the crops."""
+        self._model.score(crops_rgb, regions=regions, localise_from=localise_from, memories=memories)
+        return self._maps.score(crops_rgb)
+
+    def memory(self) -> None:
+        """Nothing is reused."""
+
+    def enroll(self, references_rgb: Sequence[PixelsU8]) -> None:
+        """Lets the model compare with the references."""
+        self._model.enroll(references_rgb)
+
+    def rehearse(
+        self, crops_rgb: Sequence[PixelsU8], *, regions: Sequence[NDArray[np.bool_] | None] | None = None
+    ) -> None:
+        """Lets the model make ready."""
+        self._model.rehearse(crops_rgb, regions=regions)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from inspectd.bench.findings import Drift, ModelBench, Timing
 from inspectd.bench.pipeline import Flow, Spread
+from inspectd.bench.recipe_drift import RecipeDrift
 from inspectd.errors import ConfigError
 
 _NAMED = 5
@@ -94,7 +95,7 @@ def show_model(found: ModelBench, console: Console) -> None:
         f"{exact.reuse_map:.1e}, scores of localise on fail {exact.localise_score:.1e}"
     )
     for drift in found.drifts:
-        _show_drift(drift, console)
+        _show_drift(drift, console, "random weights")
     console.print("one frame, ms: " + _listed(f"{name} {spent:.1f}" for name, spent in found.stages_ms.items()))
     for bank in found.banks:
         console.print(f"{bank.references} references: {bank.megabytes:.1f} MB, {bank.frame_ms:.0f} ms a frame")
@@ -106,13 +107,23 @@ def show_model(found: ModelBench, console: Console) -> None:
     console.print(f"resident memory {found.memory_mb:.0f} MB{gpu}")
 
 
-def _show_drift(drift: Drift, console: Console) -> None:
+def show_drifts(found: RecipeDrift, console: Console) -> None:
+    """Prints the findings of `bench drift`."""
+    if found.refused:
+        console.print(f"{found.refused} frames are not judged, in fp32 neither")
+    for drift in found.drifts:
+        _show_drift(drift, console, f"recipe {found.recipe} on {found.device}")
+
+
+def _show_drift(drift: Drift, console: Console, model: str) -> None:
     flipped = f": {_listed(drift.flipped[:_NAMED])}" + (" …" if len(drift.flipped) > _NAMED else "")
+    broken = f"; {drift.not_finite} frames get no finite score" if drift.not_finite else ""
     console.print(
-        f"{drift.precision} against fp32 on {drift.frames} frames (random weights, scores from {drift.score_low:.3f} "
+        f"{drift.precision} against fp32 on {drift.frames} frames ({model}, scores from {drift.score_low:.3f} "
         f"to {drift.score_high:.3f}): scores move by {drift.score_max:.1e} at most, {drift.score_mean:.1e} on "
-        f"average, maps by {drift.map_max:.1e}; {len(drift.flipped)} decisions flip at {drift.threshold:.4f}, which "
-        f"the nearest score is {drift.nearest:.1e} from{flipped if drift.flipped else ''}"
+        f"average, maps by {drift.map_max:.1e}; the threshold is {drift.threshold:.4f}, the nearest score "
+        f"{drift.nearest:.1e} from it, {drift.within_reach} frames within reach; "
+        f"{len(drift.flipped)} decisions flip{flipped if drift.flipped else ''}{broken}"
     )
 
 

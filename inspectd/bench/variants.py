@@ -39,19 +39,24 @@ def variants_of(detector: Detector, crops: Sequence[PixelsU8], batches: Sequence
     """Zero-shot at every batch size, then what costs less: a region, reuse, the image alone, `localise_on_fail`."""
     precision, whole = str(detector.tower.precision), measure.gflop(detector)
     image = measure.gflop(detector, windows=False)
-    many = _many(crops, _LOCALISED_OF)
-    localising = detector.in_mode(Mode.LOCALISE_ON_FAIL)
+    many = many_of(crops, _LOCALISED_OF)
+    localising, image_only = detector.in_mode(Mode.LOCALISE_ON_FAIL), detector.in_mode(Mode.IMAGE_ONLY)
+    for count in (1, _LOCALISED_OF - 1):
+        localising.rehearse(many[:count])
+    image_only.rehearse(crops[:1])
 
     def variant(name: str, frames: int, gflop: float, run: Callable[[], object]) -> Variant:
         return Variant(name=name, precision=precision, frames=frames, gflop=gflop, run=run)
 
     def full(batch: int) -> Variant:
-        given = _many(crops, batch)
+        given = many_of(crops, batch)
+        detector.rehearse(given)
         return variant(FULL, batch, whole, lambda: detector.score(given))
 
     found = [full(batch) for batch in batches]
     region, share = measure.region_of_share(detector, _REGION_SHARE)
     cost = measure.gflop(detector, measure.window_counts(detector, region))
+    detector.rehearse(crops[:1], regions=[region])
     found.append(
         variant(f"region, {share:.0%} of windows", 1, cost, lambda: detector.score(crops[:1], regions=[region]))
     )
@@ -59,7 +64,6 @@ def variants_of(detector: Detector, crops: Sequence[PixelsU8], batches: Sequence
         changing = measure.Changing(detector, _CHANGED_SHARE)
         cost = measure.gflop(detector, changing.counts)
         found.append(variant(f"reuse, {changing.changed:.0%} changed", 1, cost, changing.score))
-    image_only = detector.in_mode(Mode.IMAGE_ONLY)
     found.append(variant("image only", 1, image, lambda: image_only.score(crops[:1])))
     cost = image + whole / _LOCALISED_OF
     found.append(variant("localise on fail, 2 %", _LOCALISED_OF, cost, lambda: _localise_one(localising, many)))
@@ -83,7 +87,8 @@ def _inside(grid_map: NDArray[np.float32] | None, region: NDArray[np.bool_]) -> 
     return None if grid_map is None else grid_map[region]
 
 
-def _many(crops: Sequence[PixelsU8], count: int) -> list[PixelsU8]:
+def many_of(crops: Sequence[PixelsU8], count: int) -> list[PixelsU8]:
+    """So many frames, the given ones again and again."""
     return [crops[at % len(crops)] for at in range(count)]
 
 

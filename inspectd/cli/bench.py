@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from inspectd.cli.options import ModelConfig, weights_dir, worker_settings
 
 BACKBONE = "ViT-B-16-plus-240"
 DEMO_CONFIG = Path(__file__).parents[1] / "demo" / "model.json"
@@ -71,6 +73,44 @@ def model(
     show_model(found, Console())
     if out is not None:
         write_json(model_findings(found), out)
+
+
+@app.command()
+def drift(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Frames: images, folders of images, videos.")],
+    *,
+    recipe_file: Annotated[Path, typer.Option("--recipe", metavar="FILE", help="The recipe's TOML file.")],
+    precision: Annotated[
+        str | None, typer.Option(help="Precisions, separated by commas; default: all that the device has.")
+    ] = None,
+    config: ModelConfig = None,
+    weights: Annotated[Path | None, typer.Option("--weights-dir", metavar="DIR", help="Where weights lie.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the findings as JSON.")] = None,
+) -> None:
+    """A recipe on your own frames in fp32 and in other precisions: how scores move, which decisions flip."""
+    from rich.console import Console
+
+    from inspectd.bench.recipe_drift import DriftPlan, bench_drift
+    from inspectd.bench.show import show_drifts, write_json
+    from inspectd.recipe import load_recipe
+    from inspectd.settings import load_settings
+
+    settings = None if config is None else load_settings(config)
+    worker = worker_settings(settings, device, None)
+    plan = DriftPlan(
+        recipe=load_recipe(recipe_file),
+        paths=tuple(paths),
+        weights_dir=weights_dir(weights, settings),
+        precisions=() if precision is None else tuple(precision.split(",")),
+        device=worker.device,
+        threads=worker.threads,
+    )
+    with Console(stderr=True).status("measuring") as status:
+        found = bench_drift(plan, progress=status.update)
+    show_drifts(found, Console())
+    if out is not None:
+        write_json(asdict(found), out)
 
 
 @app.command()

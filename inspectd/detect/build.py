@@ -38,6 +38,7 @@ def build_detector(
     precision: str = "auto",
     cache_dir: Path | None = None,
     threads: int | None = None,
+    fused: bool = True,
     beat: Callable[[], None] = lambda: None,
 ) -> Detector:
     """A zero-shot detector for the recipe; its references, cropped as frames will be, go to `Detector.enroll`.
@@ -48,6 +49,7 @@ def build_detector(
         precision: `auto` or a `Precision`; see `choose_precision`.
         cache_dir: where embeddings are kept; None: nowhere.
         threads: CPU threads of torch, for the whole process; None: torch's own choice.
+        fused: on a GPU, whether passes are recorded and windows get a kernel of their own.
         beat: called several times a second while the detector works.
 
     Raises:
@@ -62,8 +64,10 @@ def build_detector(
     prompts = _prompts(recipe)
     facts = _facts(recipe, weights, config, prompts, exactly)
     checkpoint, cache = Checkpoint(weights.path), EmbeddingCache(cache_dir)
-    key = (facts.weights_sha256, repr(weights.architecture), str(chosen), exactly)
-    tower = _towers.get(key) or VisionTower(checkpoint, weights.architecture.vision, device=chosen, precision=exactly)
+    key = (facts.weights_sha256, repr(weights.architecture), str(chosen), exactly, str(fused))
+    tower = _towers.get(key) or VisionTower(
+        checkpoint, weights.architecture.vision, device=chosen, precision=exactly, fused=fused
+    )
     _towers[key] = tower
 
     def embed(classes: Iterable[Sequence[str]]) -> dict[str, torch.Tensor]:
@@ -92,18 +96,21 @@ def set_threads(threads: int | None) -> int:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device that a setting names.
+    """The device that a setting names; a GPU becomes the one that this process launches on.
 
     Raises:
         ConfigError: it is not there.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
         raise ConfigError(f"worker.device {device!r}: expected auto, cpu, cuda or cuda:N")
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"worker.device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", chosen.index or 0)
+        torch.cuda.set_device(chosen)  # kernels of our own and graphs go to the current one
     return chosen
 
 
@@ -117,14 +124,19 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
         return Precision.FP32 if device.type == "cpu" else Precision.BF16
     if precision not in list(Precision):
         raise ConfigError(f"worker.precision {precision!r}: expected {', '.join(Precision)} or auto")
-    chosen = Precision(precision)
-    unfit = {"cpu": (Precision.TF32, Precision.FP16), "cuda": (Precision.INT8,)}.get(device.type, ())
-    if device.type == "cpu" and not has_int8():
-        unfit = (*unfit, Precision.INT8)
-    if chosen in unfit:
-        allowed = ", ".join(member for member in Precision if member not in unfit)
-        raise ConfigError(f"worker.precision {precision!r} is not for this {device.type} device; use {allowed} or auto")
+    chosen, fit = Precision(precision), precisions_of(device)
+    if chosen not in fit:
+        raise ConfigError(
+            f"worker.precision {precision!r} is not for this {device.type} device; use {', '.join(fit)} or auto"
+        )
     return chosen
+
+
+def precisions_of(device: torch.device) -> tuple[Precision, ...]:
+    """The precisions that a device has."""
+    if device.type == "cuda":
+        return tuple(one for one in Precision if one is not Precision.INT8)
+    return (Precision.FP32, Precision.BF16, *((Precision.INT8,) if has_int8() else ()))
 
 
 def _config(recipe: Recipe, weights: WeightsFile) -> WinclipConfig:

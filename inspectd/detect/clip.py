@@ -6,7 +6,8 @@ are kept behind the last block, D width, E embedding. Row 0 of each image is its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn import functional
 
 from inspectd.detect.architecture import TextShape, TowerShape, VisionShape
 from inspectd.detect.checkpoint import Weights
-from inspectd.detect.gemm import Precision, addition, linear
+from inspectd.detect.gemm import COMPUTE_DTYPE, Precision, addition, linear
+from inspectd.detect.window_attention import WindowAttention, window_attention
 
 Beat = Callable[[], None]
 
@@ -116,19 +118,29 @@ class Block:
         return functional.layer_norm(x, (self._width,), *weight_bias, self._eps)
 
 
-def attend(qkv: Sequence[Tensor], spans: Sequence[Span], heads: int, *, causal: bool = False) -> Tensor:
+def attend(
+    qkv: Sequence[Tensor],
+    spans: Sequence[Span],
+    heads: int,
+    *,
+    causal: bool = False,
+    windows: WindowAttention | None = None,
+) -> Tensor:
     """Attention of each sequence to itself alone: scaled queries `(K, D)`, keys and values `(T, D)` -> `(K, D)`.
 
-    Sequences of equal length form one batch; nothing is masked or padded.
+    Sequences of equal length form one batch; nothing is masked or padded. `windows`: a device's own for short ones.
     """
     asked = [span.sequences * span.queries for span in spans]
     held = [span.sequences * span.length for span in spans]
-    parts = (torch.split(x, rows) for x, rows in zip(qkv, (asked, held, held), strict=True))
-    seen = []
-    for span, *part in zip(spans, *parts, strict=True):
+    seen = torch.empty(qkv[0].shape, dtype=qkv[0].dtype, device=qkv[0].device)
+    parts = (torch.split(x, rows) for x, rows in zip((*qkv, seen), (asked, held, held, asked), strict=True))
+    for span, *part, out in zip(spans, *parts, strict=True):
+        if windows is not None and span.length <= windows.longest:
+            windows.attend(*part, out, length=span.length, heads=heads)
+            continue
         query, key, value = (_by_head(x, span.sequences, heads) for x in part)
-        seen.append(_attention(query, key, value, causal=causal).transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(seen)
+        _by_head(out, span.sequences, heads).copy_(_attention(query, key, value, causal=causal))
+    return seen
 
 
 def _by_head(x: Tensor, sequences: int, heads: int) -> Tensor:
@@ -144,11 +156,42 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Te
     return functional.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=1.0)
 
 
+def embed_patches(pixels: Tensor, weight: Tensor) -> Tensor:
+    """`(N, 3, H, W)` and a kernel `(D, 3, h, w)`, which is also its own stride -> `(N, P, D)`, in fp32 on any device.
+
+    A GPU's convolutions take TF32 unless the whole process is told not to; its products do not.
+    """
+    size = weight.shape[2:]
+    if pixels.device.type == "cpu":
+        return functional.conv2d(pixels, weight, stride=size).flatten(2).transpose(1, 2)
+    return unfolded(pixels, size) @ weight.flatten(1).T
+
+
+def unfolded(pixels: Tensor, size: torch.Size) -> Tensor:
+    """The patches of `(N, 3, H, W)` as rows, `(N, P, 3·h·w)`, in the order of a kernel's own numbers."""
+    return functional.unfold(pixels, tuple(size), stride=tuple(size)).transpose(1, 2)
+
+
+@contextmanager
+def products_in(precision: Precision) -> Iterator[None]:
+    """TF32 on a GPU is a switch of the process: on for a tower that is to have it, and off again behind it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision is Precision.TF32 else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class VisionTower:
     """The image tower: pixels -> token table -> hidden states of any groups of its rows."""
 
-    def __init__(self, weights: Weights, shape: VisionShape, *, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self, weights: Weights, shape: VisionShape, *, device: torch.device, precision: Precision, fused: bool = True
+    ) -> None:
+        """`fused`: whether a GPU may use kernels of our own and recorded passes."""
         self.shape = shape
+        self.fused = fused and device.type == "cuda"
         self.device = device
         self.precision = precision
         width, patches = shape.width, shape.patch_count
@@ -173,11 +216,12 @@ class VisionTower:
         ]
         self._ln_post = take("ln_post.weight", width), take("ln_post.bias", width)
         self._proj = take("proj", width, shape.embedding)
+        self._windows = window_attention(device, COMPUTE_DTYPE[precision], width, shape.heads) if self.fused else None
         weights.require_all_taken("visual.")
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """`(N, 3, H, W)` normalised pixels -> `(N, 1 + P, D) fp32`: CLS and patches, with positions, behind ln_pre."""
-        patches = functional.conv2d(pixels, self._conv1, stride=self.shape.patch_hw_px).flatten(2).transpose(1, 2)
+        patches = embed_patches(pixels, self._conv1)
         cls = self._cls.expand(len(pixels), 1, -1)
         tokens = torch.cat([cls, patches], dim=1) + self._position
         return tokens if self._ln_pre is None else self._norm(tokens, self._ln_pre)
@@ -189,15 +233,19 @@ class VisionTower:
             for each group its hidden states behind the last block, `(S, L, D)` or `(S, 1, D)` (before ln_post); and
             those of the first group before the last block, `(S, L, D)`.
         """
-        table, heads = tokens.flatten(0, 1), self.shape.heads
+        with products_in(self.precision):
+            return self._encoded(tokens, groups, beat)
+
+    def _encoded(self, tokens: Tensor, groups: Sequence[Group], beat: Beat) -> tuple[list[Tensor], Tensor]:
+        table = tokens.flatten(0, 1)
         rows = torch.cat([group.rows.flatten() for group in groups])
         full = [group.span(last=False) for group in groups]
         first, *middle, last = self._blocks
         # Every window sees the same tokens before the first block: its layer norm and QKV are shared by the grid.
-        x = first.finish(table[rows], attend(first.qkv(table)[rows].chunk(3, dim=1), full, heads))
+        x = first.finish(table[rows], self._attend(first.qkv(table)[rows].chunk(3, dim=1), full))
         for block in middle:
             beat()
-            x = block.finish(x, attend(block.qkv(x).chunk(3, dim=1), full, heads))
+            x = block.finish(x, self._attend(block.qkv(x).chunk(3, dim=1), full))
         beat()
         kept = [group.span(last=True) for group in groups]
         before = x[: groups[0].rows.numel()].view(*groups[0].rows.shape, -1)
@@ -217,7 +265,10 @@ class VisionTower:
             start += span.sequences * span.length
         residual = x[torch.cat(rows)]
         qkv = [block.query(residual), *block.key_value(x).chunk(2, dim=1)]
-        return block.finish(residual, attend(qkv, spans, self.shape.heads))
+        return block.finish(residual, self._attend(qkv, spans))
+
+    def _attend(self, qkv: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
+        return attend(qkv, spans, self.shape.heads, windows=self._windows)
 
     def normalised(self, hidden: Tensor) -> Tensor:
         """ln_post: `(…, D)` -> `(…, D)`."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from inspectd.detect.architecture import Architecture
 from inspectd.detect.cache import EmbeddingCache
-from inspectd.detect.clip import Beat, TextTower, VisionTower
+from inspectd.detect.clip import Beat, TextTower, VisionTower, products_in
 from inspectd.detect.cost import gflop_per_frame
 from inspectd.detect.gemm import COMPUTE_DTYPE, Precision, linear
 from inspectd.detect.identity import Facts
@@ -33,7 +33,9 @@ from inspectd.detect.text import TextAverage, embed_prompts
 from inspectd.detect.winclip import Detector
 from inspectd.detect.windows import covering, with_ring
 
-_RATE_ROWS, _RATE_INPUTS, _RATE_OUTPUTS = 1024, 2048, 2048
+_RATE_SHAPES = {"cpu": (1024, 2048, 2048), "cuda": (8192, 8192, 8192)}
+"""Rows, inputs and outputs of the product by which a device's limit is measured. A GPU does the CPU's in the time that
+its launch takes, and the share of such a limit would flatter."""
 
 
 class RandomWeights:
@@ -123,12 +125,8 @@ def versions(device: torch.device) -> str:
 
 
 def gpu_memory_mb(device: torch.device) -> float | None:
-    """The most that was taken of a GPU's memory since the last call; None for a CPU."""
-    if device.type != "cuda":
-        return None
-    most = torch.cuda.max_memory_reserved(device) / 1e6
-    torch.cuda.reset_peak_memory_stats(device)
-    return most
+    """The most that torch has taken of a GPU's memory (the driver's own context is besides); None for a CPU."""
+    return None if device.type != "cuda" else torch.cuda.max_memory_reserved(device) / 1e6
 
 
 def random_references(detector: Detector, count: int) -> float:
@@ -149,13 +147,16 @@ def matrix_rate(precision: Precision, device: torch.device) -> Callable[..., flo
 
     A call takes a clock, `perf_counter` by default.
     """
-    weight = torch.randn(_RATE_OUTPUTS, _RATE_INPUTS, device=device) / 50
-    product = linear(weight, torch.zeros(_RATE_OUTPUTS, device=device), precision)
-    x = torch.randn(_RATE_ROWS, _RATE_INPUTS, device=device).to(COMPUTE_DTYPE[precision])
+    rows, inputs, outputs = _RATE_SHAPES[device.type]
+    weight = torch.randn(outputs, inputs, device=device) / 50
+    product = linear(weight, torch.zeros(outputs, device=device), precision)
+    x = torch.randn(rows, inputs, device=device).to(COMPUTE_DTYPE[precision])
+    del weight
 
     def probe(clock: Callable[[], float] = perf_counter) -> float:
-        best = min(_timed(lambda: product(x), device, clock) for _ in range(5))
-        return 2.0 * _RATE_ROWS * _RATE_INPUTS * _RATE_OUTPUTS / best / 1e9
+        with products_in(precision):
+            best = min(_timed(lambda: product(x), device, clock) for _ in range(5))
+        return 2.0 * rows * inputs * outputs / best / 1e9
 
     return probe
 
@@ -177,7 +178,7 @@ def stage_times_ms(detector: Detector, crops_rgb: Sequence[NDArray[np.uint8]]) -
     All groups of tokens go through the blocks together; `whole` and each scale's windows are what the blocks take with
     them alone (less the whole image), so they add up to the merged pass but for what merging saves.
     """
-    device = detector.device
+    detector, device = _with(detector), detector.device  # one without recordings: what is replayed cannot be clocked
     prepared = _timed(lambda: prepare(crops_rgb, detector.shape, detector.config.resize, device), device)
     spent, total = _clocked_score(detector, crops_rgb)
     whole = _clocked_score(detector.in_mode(Mode.IMAGE_ONLY), crops_rgb)[0]["encode"]

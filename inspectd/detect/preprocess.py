@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import cache
 
 import numpy as np
 import torch
@@ -49,10 +50,14 @@ def squashed(
 
 def normalised(grey: Tensor, shape: VisionShape) -> Tensor:
     """Grey levels `(N, 3, H, W)` as CLIP was trained on them, float32."""
-    device = grey.device
-    mean = torch.tensor(shape.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(shape.std, device=device).view(1, 3, 1, 1)
+    mean, std = _statistics(shape.mean, shape.std, grey.device)
     return (grey.to(torch.float32) / 255 - mean) / std
+
+
+@cache
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Brought to the device once: a device need not be waited for where it is used."""
+    return torch.tensor(mean, device=device).view(1, 3, 1, 1), torch.tensor(std, device=device).view(1, 3, 1, 1)
 
 
 def _checked(crop_rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -27,16 +27,15 @@ class Transfer:
     def squashed(self, crops_rgb: Sequence[NDArray[np.uint8]], shape: VisionShape, resize: Resize) -> Tensor:
         """`preprocess.squashed` on the device; what is computed from now on waits for it there.
 
+        To be kept until `wait` has returned, or the next upload could take its memory while it is read.
         Each crop goes through page-locked memory of torch's host allocator, which gives a block away again only behind
-        the last copy that read it: nothing here can overwrite pixels that are still on their way.
+        the last copy that read it, so that nothing overwrites pixels that are still on their way.
         """
         if self._uploads is None:
             return squashed(crops_rgb, shape, resize, self._device)
         with torch.cuda.stream(self._uploads):
             grey = squashed(crops_rgb, shape, resize, self._device)
-        computing = torch.cuda.current_stream(self._device)
-        computing.wait_stream(self._uploads)
-        grey.record_stream(computing)  # or the next upload could take its memory while it is read
+        torch.cuda.current_stream(self._device).wait_stream(self._uploads)
         return grey
 
     def fetch(self, found: Tensor) -> Tensor:

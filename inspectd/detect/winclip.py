@@ -27,6 +27,7 @@ from inspectd.detect.judging import Judge, Scored
 from inspectd.detect.options import Mode, WinclipConfig
 from inspectd.detect.plans import Plan, Planner
 from inspectd.detect.preprocess import normalised, prepare
+from inspectd.detect.recording import Recordings
 from inspectd.detect.reuse import Recall, ReuseRule, WindowMemory, distinct
 from inspectd.detect.scoring import References
 from inspectd.detect.transfer import Transfer
@@ -38,6 +39,8 @@ _FLOATS_PER_PASS_CPU = 1 << 22
 """Token floats of one pass on a CPU: larger batches gain nothing there and fall out of the cache."""
 _FRAMES_PER_PASS_GPU = 8
 """Fills a GPU with 23,000 rows of tokens; the next pass's pixels go up meanwhile, and memory is that of one pass."""
+_PASSES = {Mode.FULL: (True,), Mode.LOCALISE_ON_FAIL: (False, True), Mode.IMAGE_ONLY: (False,)}
+"""The kinds of passes of a mode: with windows, or of whole images alone."""
 
 
 class Detector:
@@ -71,6 +74,7 @@ class Detector:
         )
         self._planner = Planner(tower.shape, windows, tower.device)
         self._transfer = Transfer(tower.device)
+        self._recordings = Recordings(tower.device, self._computed)
         self._halved = False
         self._frames_per_pass = self._pass_size()
 
@@ -155,11 +159,29 @@ class Detector:
             found[at] = replace(one, score=found[at].score)
         return found
 
+    @torch.inference_mode()
+    def rehearse(
+        self, crops_rgb: Sequence[NDArray[np.uint8]], *, regions: Sequence[NDArray[np.bool_] | None] | None = None
+    ) -> None:
+        """Makes ready for batches of just so many crops, with these regions: on a GPU their passes are recorded.
+
+        Without it they take other launches and the same results. To be called again after `enroll`.
+        """
+        if not self.tower.fused or self._reuse is not None:  # which windows are fresh, no recording can know
+            return
+        for windows in _PASSES[self.config.mode]:
+            frames: Sequence[_Frame] = self._frames(crops_rgb, regions, None)
+            while frames:
+                part = self._next_pass(frames, windows=windows)
+                self._recordings.record(self._grey(part), self._plan(part, windows=windows))
+                frames = frames[len(part) :]
+
     def _halve_passes(self, frames: int, error: torch.OutOfMemoryError) -> None:
         """Makes room once in a detector's life: what is short of memory again wants a new process."""
         if self._halved or frames < 2:
             raise OutOfMemory(f"{self.device}: {frames} frames in a pass: {_first_line(error)}") from error
         self._halved, self._frames_per_pass = True, frames // 2
+        self._recordings.clear()
         get_logger().warning("passes_halved", frames=self._frames_per_pass, error=_first_line(error))
 
     def memory(self) -> WindowMemory | None:
@@ -197,6 +219,7 @@ class Detector:
 
     def use_references(self, references: References | None) -> None:
         """Compares with a bank made elsewhere, or with none. For benchmarks: the identity knows nothing of it."""
+        self._recordings.clear()
         self._judge = replace(self._judge, references=references)
 
     def _embed_references(self, references_rgb: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
@@ -247,11 +270,10 @@ class Detector:
 
     def _scored(self, frames: Sequence[_Frame], *, windows: bool) -> list[Scored]:
         """Launches one pass after the other, then waits once."""
-        launched: list[tuple[Tensor, Plan]] = []
+        launched: list[_Launched] = []
         done = 0
         while done < len(frames):
-            part = frames[done : done + self._frames_per_pass]
-            part = part[: distinct([frame.memory for frame in part])] if windows else part
+            part = self._next_pass(frames[done:], windows=windows)
             try:
                 launched.append(self._launch(part, windows=windows))
             except torch.OutOfMemoryError as error:
@@ -260,16 +282,22 @@ class Detector:
                 done += len(part)
         self._transfer.wait()
         self._beat()
-        return [scored for found, plan in launched for scored in self._judge.read(found, plan)]
+        return [scored for each in launched for scored in self._judge.read(each.found, each.plan)]
 
-    def _launch(self, frames: Sequence[_Frame], *, windows: bool) -> tuple[Tensor, Plan]:
-        """One pass; its result is there when the transfer was waited for."""
-        grey = self._transfer.squashed([frame.crop_rgb for frame in frames], self.shape, self.config.resize)
+    def _next_pass(self, frames: Sequence[_Frame], *, windows: bool) -> Sequence[_Frame]:
+        part = frames[: self._frames_per_pass]
+        return part[: distinct([frame.memory for frame in part])] if windows else part
+
+    def _launch(self, frames: Sequence[_Frame], *, windows: bool) -> _Launched:
+        grey = self._grey(frames)
         plan = self._plan(frames, windows=windows)
         memories = [frame.memory for frame in frames]
         remembers = windows and any(memory is not None for memory in memories)
-        found = self._recalled(grey, plan, memories) if remembers else self._computed(grey, plan)
-        return self._transfer.fetch(found), plan
+        found = self._recalled(grey, plan, memories) if remembers else self._recordings.run(grey, plan)
+        return _Launched(self._transfer.fetch(found), plan, grey)
+
+    def _grey(self, frames: Sequence[_Frame]) -> Tensor:
+        return self._transfer.squashed([frame.crop_rgb for frame in frames], self.shape, self.config.resize)
 
     def _plan(self, frames: Sequence[_Frame], *, windows: bool) -> Plan:
         inside = torch.from_numpy(np.stack([frame.inside for frame in frames])).flatten(1)
@@ -305,6 +333,15 @@ class _Frame:
     crop_rgb: NDArray[np.uint8]
     inside: NDArray[np.bool_]
     memory: WindowMemory | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Launched:
+    """One pass on its way: its result is there when the transfer was waited for, and its pixels are kept till then."""
+
+    found: Tensor
+    plan: Plan
+    grey: Tensor
 
 
 def _first_line(error: Exception) -> str:

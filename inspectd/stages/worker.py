@@ -132,6 +132,7 @@ class Worker:
                     cache_dir=settings.cache_dir,
                     device=settings.worker.device,
                     precision=settings.worker.precision,
+                    fused=settings.worker.fused,
                     beat=self._beats.step,
                 )
                 inspector = Inspector(recipe, detector, beat=self._beats.step)
@@ -143,15 +144,18 @@ class Worker:
 
     def _warm_up(self) -> None:
         """Runs every model on noise, learns its time and its slowest step, and sets the heart's limit by it."""
-        reserve_ms = self._charge.settings.publisher.publish_reserve_ms
+        settings = self._charge.settings
+        reserve_ms = settings.publisher.publish_reserve_ms
         for inspector in self._inspectors:
             width, height = self._frame_size_wh_px(inspector.recipe)
             noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-            self._beats.forget()
             deadline_ms, frames = inspector.recipe.deadline_ms, inspector.recipe.vote.frames
+            inspector.rehearse(noise, max(settings.worker.max_batch, frames))
+            self._beats.forget()
             enough_ms = deadline_ms - reserve_ms if self._has_deadline(inspector.recipe) else math.inf
             frame_ms = _best_ms(inspector, noise, enough_ms / frames)
             self._batcher.measured(1, round(frame_ms * 1e6))
+            self._frame_step_ns = max(self._frame_step_ns, self._beats.slowest_ns)
             part_ms = frame_ms * frames
             if part_ms > enough_ms:
                 needs = "one frame takes" if frames == 1 else f"{frames} frames (vote.frames) take"
@@ -159,7 +163,6 @@ class Worker:
                     f"{inspector.recipe.path}: deadline_ms: {deadline_ms:g} is shorter than {needs} here "
                     f"({part_ms:.0f} ms and {reserve_ms:g} ms of publish_reserve_ms); allow more, or less work a frame"
                 )
-        self._frame_step_ns = self._beats.slowest_ns
         self._limit_silence(1)
 
     def _limit_silence(self, frames: int) -> None:

@@ -12,7 +12,7 @@ from tests_detect import CPU, NEEDS_INT8, model_config, open_tower, some_crops, 
 from inspectd.detect import gemm
 from inspectd.detect.architecture import read_architecture
 from inspectd.detect.checkpoint import Checkpoint
-from inspectd.detect.clip import Group, TextTower, VisionTower
+from inspectd.detect.clip import Group, TextTower, VisionTower, embed_patches, unfolded
 from inspectd.detect.gemm import Activation, Precision
 from inspectd.detect.preprocess import Resize, prepare
 from inspectd.detect.text import open_clip, tokenise
@@ -156,3 +156,12 @@ def test_product_in_8_bits_takes_rows_without_a_range(rows: torch.Tensor):
     """Rows that are all alike, 0 or on one side of it, are exact to a step."""
     weight, bias = torch.eye(8), torch.zeros(8)
     assert gemm.linear(weight, bias, Precision.INT8)(rows) == pytest.approx(rows, abs=0.05)
+
+
+@pytest.mark.parametrize("size_hw_px", [(40, 40), (43, 37)])
+def test_patches_as_rows_give_the_convolution(size_hw_px: tuple[int, int]):
+    """What a GPU embeds patches by is the CPU's convolution, with pixels left over at the edges, too."""
+    random = torch.Generator().manual_seed(0)
+    pixels, weight = torch.randn(2, 3, *size_hw_px, generator=random), torch.randn(16, 3, 8, 8, generator=random)
+    rows = unfolded(pixels, weight.shape[2:]) @ weight.flatten(1).T
+    assert torch.allclose(rows, embed_patches(pixels, weight), atol=1e-4)

@@ -1,0 +1,123 @@
+"""`bench drift`: a recipe on the user's own frames, in fp32 and in other precisions: what moves, and what flips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from inspectd.bench.drift import drift_of
+from inspectd.bench.findings import Drift
+from inspectd.detect.build import build_detector, choose_device, choose_precision, precisions_of
+from inspectd.detect.gemm import Precision
+from inspectd.errors import ConfigError
+from inspectd.evaluation.recordings import parts_of
+from inspectd.inspection import Inspector
+from inspectd.recipe import Recipe
+from inspectd.records import Inspection, PixelsU8
+from inspectd.sources.folders import image_paths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftPlan:
+    """What `bench drift` runs. `paths`: images, folders of images, videos, every frame of them."""
+
+    recipe: Recipe
+    paths: tuple[Path, ...]
+    weights_dir: Path
+    precisions: tuple[str, ...] = ()
+    """Against fp32; none: all that the device has."""
+    device: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeDrift:
+    """What `bench drift` found. `refused`: frames that fp32 does not judge either, for how they look."""
+
+    recipe: str
+    device: str
+    refused: int
+    drifts: tuple[Drift, ...]
+
+
+@dataclass(slots=True)
+class _Movement:
+    """One precision beside fp32, frame by frame."""
+
+    names: list[str] = field(default_factory=list)
+    exact: list[float] = field(default_factory=list)
+    moved: list[float] = field(default_factory=list)
+    flipped: list[str] = field(default_factory=list)
+    map_max: float = 0.0
+
+    def add(self, name: str, score: float, exact: Inspection, moved: Inspection) -> None:
+        self.names.append(name)
+        self.exact.append(score)
+        self.moved.append(np.nan if moved.score is None else moved.score)
+        if moved.decision is not exact.decision:
+            self.flipped.append(name)
+        if exact.anomaly_map is not None and moved.anomaly_map is not None:
+            self.map_max = max(self.map_max, float(np.abs(exact.anomaly_map - moved.anomaly_map).max()))
+
+
+def bench_drift(plan: DriftPlan, progress: Callable[[str], None] = lambda _: None) -> RecipeDrift:
+    """Inspects every frame in fp32 and in each precision, as the daemon would by itself.
+
+    Raises:
+        ConfigError: a precision that the device has not, a recipe without thresholds, no frame to judge.
+        SourceError: frames that cannot be read or are not of the recipe's size.
+    """
+    device = choose_device(plan.device)
+    wanted = plan.precisions or precisions_of(device)
+    chosen = dict.fromkeys(choose_precision(name, device) for name in wanted)
+    others: list[Precision] = [one for one in chosen if one is not Precision.FP32]
+    if not others:
+        raise ConfigError(f"precision {', '.join(wanted)}: it is fp32 that others are compared with; name another")
+    inspectors: dict[Precision, Inspector] = {}
+    for precision in (Precision.FP32, *others):
+        progress(f"building the model in {precision}")
+        inspectors[precision] = _inspector(plan, precision)
+    exactly = inspectors.pop(Precision.FP32)
+    movements = {precision: _Movement() for precision in others}
+    refused = 0
+    for name, pixels_bgr in _frames(plan.paths, plan.recipe):
+        progress(name)
+        exact = exactly.inspect([pixels_bgr])[0]
+        if exact.score is None:
+            refused += 1
+            continue
+        for precision, inspector in inspectors.items():
+            movements[precision].add(name, exact.score, exact, inspector.inspect([pixels_bgr])[0])
+    if not all(movement.names for movement in movements.values()):
+        raise ConfigError(f"{plan.paths[0]}: fp32 judges none of the {refused} frames: see the recipe's [quality]")
+    drifts = tuple(_drift(precision, movement, plan.recipe.threshold) for precision, movement in movements.items())
+    return RecipeDrift(recipe=plan.recipe.name, device=str(device), refused=refused, drifts=drifts)
+
+
+def _inspector(plan: DriftPlan, precision: Precision) -> Inspector:
+    detector = build_detector(
+        plan.recipe, weights_dir=plan.weights_dir, device=plan.device, precision=precision, threads=plan.threads
+    )
+    return Inspector(plan.recipe, detector, keep_maps=True)
+
+
+def _drift(precision: Precision, movement: _Movement, threshold: float) -> Drift:
+    return drift_of(
+        precision,
+        np.array(movement.exact),
+        np.array(movement.moved),
+        map_max=movement.map_max,
+        threshold=threshold,
+        flipped=movement.flipped,
+    )
+
+
+def _frames(paths: Sequence[Path], recipe: Recipe) -> Iterator[tuple[str, PixelsU8]]:
+    for path in paths:
+        names = [each.name for each in image_paths(path)] if path.is_dir() else []
+        for frames in parts_of(path, recipe):
+            for frame in frames:
+                yield names[frame.index] if names else f"{path.name}[{frame.index}]", frame.pixels_bgr

@@ -1,0 +1,166 @@
+"""CUDA graphs of passes: what can be shown without a device, and, where there is one, that they change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from structlog.testing import capture_logs
+from tests_detect import NEEDS_CUDA, cuda_detector, small_detector, some_crops
+
+from inspectd.detect.gemm import Precision
+from inspectd.detect.options import Mode
+from inspectd.detect.plans import Plan
+from inspectd.detect.recording import Recordings, _Recorded
+from inspectd.detect.winclip import Detector
+
+NO_PLAN = Plan(torch.ones(1, 1), (), torch.ones(1, 1), (), ())
+
+
+def brightness(grey: torch.Tensor, _: Plan) -> torch.Tensor:
+    """A pass whose result follows every pixel."""
+    return grey.float().mean(dim=(1, 2, 3)) / 255
+
+
+class Replayed:
+    """What a graph does with the memory that it was recorded with."""
+
+    def __init__(self, recorded_with: torch.Tensor, found: torch.Tensor, *, sound: bool):
+        self.grey, self.found, self.sound = recorded_with, found, sound
+
+    def replay(self) -> None:
+        if self.sound:
+            self.found.copy_(brightness(self.grey, NO_PLAN))
+
+
+def recordings(monkeypatch: pytest.MonkeyPatch, *, sound: bool) -> Recordings:
+    """Recordings whose graphs follow their input, or do not."""
+    made = Recordings(torch.device("cuda"), brightness)
+
+    def record(grey: torch.Tensor, plan: Plan) -> _Recorded:
+        kept, found = grey.clone(), brightness(grey, plan)
+        return _Recorded(Replayed(kept, found, sound=sound), kept, found, plan)
+
+    monkeypatch.setattr(made, "_record", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    return made
+
+
+def test_recorded_pass_follows_its_pixels(monkeypatch: pytest.MonkeyPatch):
+    """A replay is of the pixels given, not of those that were recorded; another plan is launched plainly."""
+    made, first, other = (
+        recordings(monkeypatch, sound=True),
+        torch.full((1, 3, 4, 4), 51),
+        torch.full((1, 3, 4, 4), 204),
+    )
+    with capture_logs() as lines:
+        made.record(first, NO_PLAN)
+    assert (len(made), lines) == (1, [])
+    assert made.run(other, NO_PLAN).item() == pytest.approx(0.8)
+    assert made.run(first, NO_PLAN).item() == pytest.approx(0.2)
+    made.clear()
+    assert len(made) == 0
+
+
+def test_graph_that_ignores_its_pixels_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """It would pass every frame that looks like the first: it is never used, and one line says so."""
+    made, grey = recordings(monkeypatch, sound=False), torch.full((1, 3, 4, 4), 51)
+    with capture_logs() as lines:
+        made.record(grey, NO_PLAN)
+        made.record(grey, Plan(torch.ones(1, 1), (), torch.ones(1, 1), (), ()))
+    assert len(made) == 0
+    assert [line["event"] for line in lines] == ["graphs_refused"]
+    assert made.run(255 - grey, NO_PLAN).item() == pytest.approx(0.8)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here graphs can be recorded")
+def test_what_cannot_be_recorded_is_launched_plainly():
+    """A device that refuses to record costs one line in the log, and no result."""
+    made, grey = Recordings(torch.device("cuda"), brightness), torch.full((1, 3, 4, 4), 51)
+    with capture_logs() as lines:
+        made.record(grey, NO_PLAN)
+    assert [(line["event"], line["log_level"]) for line in lines] == [("graphs_refused", "warning")]
+    assert made.run(grey, NO_PLAN).item() == pytest.approx(0.2)
+
+
+def test_rehearsal_records_nothing_on_a_cpu(tmp_path: Path):
+    """There a rehearsal costs nothing."""
+    detector = small_detector(tmp_path)
+    detector.rehearse(some_crops(3))
+    assert len(detector._recordings) == 0
+
+
+def results(detector: Detector, crops: list[np.ndarray], **settings) -> np.ndarray:
+    """Scores and maps in one array."""
+    return np.stack([np.append(one.map.ravel(), one.score) for one in detector.score(crops, **settings)])
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_replays_equal_plain_launches_on_a_device(tmp_path: Path, shots: int, precision: Precision):
+    """Batches of every size, several passes in flight, pixels that change: recorded passes give what plain ones do."""
+    tolerance = 1e-4 if precision is Precision.FP32 else 5e-3
+    detector, crops = cuda_detector(tmp_path, precision), some_crops(20)
+    detector.enroll(some_crops(shots, seed=9))
+    plain = results(detector, crops)
+    with capture_logs() as lines:
+        for count in range(1, 9):
+            detector.rehearse(crops[:count])
+    assert (len(detector._recordings), lines) == (8, [])
+    for size in (1, 3, 8, 20, 20):
+        replayed = np.concatenate([results(detector, crops[at : at + size]) for at in range(0, 20, size)])
+        assert replayed == pytest.approx(plain, abs=tolerance)
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_device_equals_the_cpu(tmp_path: Path):
+    """fp32 on a GPU is fp32: upload, resize, tower and scores are those of the CPU."""
+    found = results(cuda_detector(tmp_path, Precision.FP32), some_crops(9))
+    assert found == pytest.approx(results(small_detector(tmp_path), some_crops(9)), abs=5e-3)  # greys may round apart
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_batch_waits_for_the_device_once(tmp_path: Path):
+    """Between the first launch and the end of a batch nothing waits: torch would raise."""
+    detector, crops = cuda_detector(tmp_path, Precision.BF16), some_crops(20)
+    detector.score(crops)
+    synchronize = detector._transfer.wait
+
+    def allowed() -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        synchronize()
+
+    detector._transfer.wait = allowed
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        detector.score(crops)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_broken_frame_stays_alone_on_a_device(tmp_path: Path):
+    """NaN comes through a recorded pass as NaN, and leaves the frames of other passes alone."""
+    detector = cuda_detector(tmp_path, Precision.BF16)
+    crops = some_crops(4)
+    detector.rehearse(crops)
+    assert len(detector._recordings) == 1
+    detector.tower._position[3] = torch.nan
+    assert np.isnan([one.score for one in detector.score(crops)]).all()
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_modes_record_their_passes_on_a_device(tmp_path: Path):
+    """In `localise_on_fail` the image pass is recorded, and that of the frames that fail."""
+    detector, crops = cuda_detector(tmp_path, Precision.BF16, mode=Mode.LOCALISE_ON_FAIL), some_crops(3)
+    detector.rehearse(crops)
+    assert len(detector._recordings) == 2
+    assert [one.map is None for one in detector.score(crops, localise_from=2.0)] == [True] * 3
