@@ -118,9 +118,12 @@ class RtspConnection:
         return self._ready.popleft() if self._ready else None
 
     def close(self) -> None:
-        """Closes the connection."""
-        if self._container is not None:
-            self._container.close()
+        """Closes the connection, and lets go of the decoder, whose threads end with it."""
+        self._decoder, self._packets = None, iter(())
+        self._ready.clear()
+        container, self._container = self._container, None
+        if container is not None:
+            container.close()
 
     def _opened(self, url: str) -> InputContainer:
         limits = self._open_s, self._settings.silence_s + READ_RESERVE_S
