@@ -18,7 +18,7 @@ from inspectd.errors import SourceLost
 from inspectd.recipe import IMAGE_SUFFIXES
 from inspectd.records import Frame, PixelsU8, TimeKind
 from inspectd.settings import DropSource
-from inspectd.sources.folders import header_size_wh_px, natural, read_image_bgr
+from inspectd.sources.folders import UNREADABLE, header_size_wh_px, load_image, natural
 from inspectd.sources.handled import Handled, Version
 
 POLL_S = 0.05
@@ -128,7 +128,7 @@ class DropFolder:
     def _try(self, name: str, version: Version, *, last: bool) -> Frame | None:
         """The frame of a file; None while it cannot be read and may yet be."""
         path = self._folder / name
-        pixels_bgr, damage = self._load(path, version)
+        pixels_bgr, damage = self._load(path)
         if pixels_bgr is None and not last:
             return None
         if _version(path) != version:  # it was written to meanwhile: what was read may be half of each
@@ -145,13 +145,14 @@ class DropFolder:
             damage=damage,
         )
 
-    def _load(self, path: Path, version: Version) -> tuple[PixelsU8 | None, str | None]:
+    def _load(self, path: Path) -> tuple[PixelsU8 | None, str | None]:
         most_w, most_h = self.size_wh_px
         size = header_size_wh_px(path)
-        if size is not None and (size[0] > most_w or size[1] > most_h):
+        if size is None:  # nothing that may be of any size is decoded
+            return None, f"{path.name}: {UNREADABLE}"
+        if size[0] > most_w or size[1] > most_h:
             return None, f"{path.name}: {size[0]}x{size[1]} px, max_size_wh_px is [{most_w}, {most_h}]"
-        pixels_bgr = None if size is None or not version.size_bytes else read_image_bgr(path)
-        return pixels_bgr, None if pixels_bgr is not None else f"{path.name}: not an image, or cut off"
+        return load_image(path)
 
 
 def list_images(folder: Path) -> dict[str, Version]:

@@ -6,16 +6,16 @@ import re
 import warnings
 from pathlib import Path
 
-import cv2
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from inspectd.errors import ConfigError
+from inspectd.errors import ConfigError, SourceError
+from inspectd.images import read_image_bgr
 from inspectd.recipe import IMAGE_SUFFIXES
 from inspectd.records import PixelsU8
 from inspectd.sources.base import SourceInfo
 from inspectd.sources.files import Pass, Shot
 
+UNREADABLE = "not an image, or cut off"
 EXIF_ORIENTATION = 0x0112
 EXIF_SWAPPED = frozenset({5, 6, 7, 8})
 
@@ -53,25 +53,15 @@ def probe_folder(folder: Path, rate_fps: float) -> SourceInfo:
 def folder_shots(paths: list[Path]) -> Pass:
     """One pass through images. They have no time of their own: `pts_s` is None."""
     for path in paths:
-        yield Shot(pts_s=None, load=lambda path=path: _load(path))  # type: ignore[misc]  # bound now
+        yield Shot(pts_s=None, load=lambda path=path: load_image(path))  # type: ignore[misc]  # bound now
 
 
-def read_image_bgr(path: Path) -> PixelsU8 | None:
-    """An image as `(H, W, 3) uint8` BGR; None if it cannot be read, also where only its end is missing.
-
-    Grey is spread over the channels, 16 bits become 8, alpha is dropped, the camera's orientation is applied.
-    """
+def load_image(path: Path) -> tuple[PixelsU8 | None, str | None]:
+    """`(pixels_bgr, damage)` of an image file: one of them is None."""
     try:
-        data = np.fromfile(path, np.uint8)  # decoding from memory notices a cut JPEG, decoding a file fills it grey
-        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except (OSError, cv2.error):
-        return None
-    return None if pixels is None else np.asarray(pixels, dtype=np.uint8)
-
-
-def _load(path: Path) -> tuple[PixelsU8 | None, str | None]:
-    pixels_bgr = read_image_bgr(path)
-    return pixels_bgr, None if pixels_bgr is not None else f"{path.name}: not an image, or cut off"
+        return read_image_bgr(path), None
+    except SourceError:
+        return None, f"{path.name}: {UNREADABLE}"
 
 
 def natural(name: str) -> tuple[list[str | int], str]:

@@ -14,7 +14,7 @@ from inspectd.records import Frame, PixelsU8
 from inspectd.settings import DropSource, GenicamSource, Source
 from inspectd.sources.base import FrameSource
 from inspectd.sources.drops import list_images
-from inspectd.sources.folders import read_image_bgr
+from inspectd.sources.folders import load_image
 from inspectd.sources.live import LiveCamera
 from inspectd.sources.open import open_source, probe
 
@@ -94,7 +94,7 @@ def _rate(source: FrameSource, first: Frame) -> float | None:
 def _newest(folder: Path) -> Grab | None:
     found = list_images(folder)
     for name in sorted(found, key=lambda name: found[name].mtime_ns, reverse=True):
-        pixels_bgr = read_image_bgr(folder / name)
+        pixels_bgr, _ = load_image(folder / name)
         if pixels_bgr is not None:
             return Grab(pixels_bgr=pixels_bgr, fps=None, frames=len(found))
     return None
