@@ -33,6 +33,10 @@ class RawFormat(StrEnum):
     MONO8 = "Mono8"
     MONO10 = "Mono10"
     MONO12 = "Mono12"
+    MONO10_P = "Mono10p"
+    MONO12_P = "Mono12p"
+    MONO10_PACKED = "Mono10Packed"
+    MONO12_PACKED = "Mono12Packed"
     MONO16 = "Mono16"
     BAYER_RG8 = "BayerRG8"
     BAYER_GR8 = "BayerGR8"
@@ -58,6 +62,10 @@ _BYTES_A_PIXEL = {
     RawFormat.YUYV: 2,
     RawFormat.UYVY: 2,
 }
+_BIT_STREAMS = {RawFormat.MONO10_P: 10, RawFormat.MONO12_P: 12}
+"""Bits of a pixel; pixels follow each other without a gap, their lowest bits first (PFNC)."""
+_TRIPLES = frozenset({RawFormat.MONO10_PACKED, RawFormat.MONO12_PACKED})
+"""Three bytes hold two pixels: the upper bits of each around the lower bits of both (GigE Vision)."""
 _SHIFTS = {RawFormat.MONO10: 2, RawFormat.MONO12: 4, RawFormat.MONO16: 8}
 _TO_BGR = {
     RawFormat.MONO8: cv2.COLOR_GRAY2BGR,
@@ -84,7 +92,9 @@ def raw_to_bgr(raw: PixelsU8, form: RawFormat, size_wh_px: tuple[int, int], *, s
     """
     width, height = size_wh_px
     rows = height * 3 // 2 if form is RawFormat.NV12 else height
-    row_bytes = width * _BYTES_A_PIXEL.get(form, 1)
+    if form in _BIT_STREAMS and not stride_bytes:  # a line may begin within a byte
+        return raw_to_bgr(raw, form, (width * height, 1), stride_bytes=1).reshape(height, width, 3)
+    row_bytes = line_bytes(form, width)
     stride = max(row_bytes, stride_bytes)
     needed = stride * (rows - 1) + row_bytes
     if raw.size < needed:
@@ -94,11 +104,38 @@ def raw_to_bgr(raw: PixelsU8, form: RawFormat, size_wh_px: tuple[int, int], *, s
     if form in _SHIFTS:
         grey = (packed.view("<u2") >> _SHIFTS[form]).clip(0, 255).astype(np.uint8)
         return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
+    if form in _BIT_STREAMS or form in _TRIPLES:
+        grey = np.ascontiguousarray(_upper_bits(packed, form)[:, :width])
+        return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
     channels = row_bytes // width
     picture = packed.reshape(rows, width, channels) if channels > 1 else packed
     if form is RawFormat.BGR8:
         return picture.copy()
     return np.asarray(cv2.cvtColor(picture, _TO_BGR[form]), dtype=np.uint8)
+
+
+def line_bytes(form: RawFormat, width: int) -> int:
+    """How many bytes a line of so many pixels takes, without padding.
+
+    >>> line_bytes(RawFormat.MONO10_P, 6), line_bytes(RawFormat.MONO10_PACKED, 6)
+    (8, 9)
+    """
+    if form in _TRIPLES:
+        return -(-width // 2) * 3
+    if form in _BIT_STREAMS:
+        return -(-width * _BIT_STREAMS[form] // 8)
+    return width * _BYTES_A_PIXEL.get(form, 1)
+
+
+def _upper_bits(lines: PixelsU8, form: RawFormat) -> PixelsU8:
+    """The upper eight bits of each pixel of packed lines, and of what fills the last group."""
+    group_bytes = 5 if form is RawFormat.MONO10_P else 3
+    groups = np.pad(lines, ((0, 0), (0, -lines.shape[1] % group_bytes))).reshape(len(lines), -1, group_bytes)
+    if form in _TRIPLES:
+        return groups[..., ::2].reshape(len(lines), -1)
+    shifts = np.arange(1, group_bytes, dtype=np.uint8) * np.uint8(_BIT_STREAMS[form] - 8)
+    upper = np.right_shift(groups[..., :-1], shifts) | np.left_shift(groups[..., 1:], 8 - shifts)
+    return np.asarray(upper, dtype=np.uint8).reshape(len(lines), -1)
 
 
 def read_image_bgr(path: Path) -> PixelsU8:

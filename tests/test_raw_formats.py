@@ -32,10 +32,29 @@ def yuv422(order: str) -> np.ndarray:
     return np.tile(np.array([round(levels[letter]) for letter in order], np.uint8), H * W // 2)
 
 
+def stream(bits: int, values: np.ndarray) -> np.ndarray:
+    """Pixels bit by bit, the lowest first and without a gap, as PFNC has Mono10p and Mono12p."""
+    each = values.reshape(-1, 1).astype("<u2").view(np.uint8)
+    return np.packbits(np.unpackbits(each, axis=1, bitorder="little")[:, :bits], bitorder="little")
+
+
+def triples(bits: int, values: np.ndarray) -> np.ndarray:
+    """Two pixels in three bytes, as GigE Vision has Mono10Packed and Mono12Packed."""
+    first, second = values.reshape(-1, 2).astype(int).T
+    low = bits - 8
+    middle = first & (1 << low) - 1 | (second & (1 << low) - 1) << 4
+    return np.stack([first >> low, middle, second >> low], axis=1).astype(np.uint8)
+
+
+GREY10, GREY12 = (GREY.astype("<u2") << 2) + 3, (GREY.astype("<u2") << 4) + 15
 EXACT = {
     RawFormat.MONO8: (GREY, GREY_BGR),
-    RawFormat.MONO10: ((GREY.astype("<u2") << 2) + 3, GREY_BGR),
-    RawFormat.MONO12: ((GREY.astype("<u2") << 4) + 15, GREY_BGR),
+    RawFormat.MONO10: (GREY10, GREY_BGR),
+    RawFormat.MONO12: (GREY12, GREY_BGR),
+    RawFormat.MONO10_P: (stream(10, GREY10), GREY_BGR),
+    RawFormat.MONO12_P: (stream(12, GREY12), GREY_BGR),
+    RawFormat.MONO10_PACKED: (triples(10, GREY10), GREY_BGR),
+    RawFormat.MONO12_PACKED: (triples(12, GREY12), GREY_BGR),
     RawFormat.MONO16: ((GREY.astype("<u2") << 8) + 255, GREY_BGR),
     RawFormat.RGB8: (NOISE_BGR[..., ::-1], NOISE_BGR),
     RawFormat.BGR8: (NOISE_BGR, NOISE_BGR),
@@ -89,3 +108,20 @@ def test_padding_of_lines_is_left_out() -> None:
     """Lines that are longer than their pixels, and bytes behind the last one, change nothing."""
     padded = np.concatenate([np.pad(GREY, ((0, 0), (0, 16)), constant_values=77).reshape(-1), np.zeros(99, np.uint8)])
     assert np.array_equal(raw_to_bgr(padded, RawFormat.MONO8, (W, H), stride_bytes=W + 16), GREY_BGR)
+
+
+def test_packed_bits_lie_as_the_standards_say() -> None:
+    """By hand, bit for bit: 0x155, 0x2AA, 0x001 and 0x3FE; and a line of an odd width may begin within a byte."""
+    stream10 = np.array([0b01010101, 0b10101001, 0b00011010, 0b10000000, 0b11111111], np.uint8)
+    stream12 = np.array([0x56, 0xF4, 0xCD, 0x89, 0x07], np.uint8)  # 0x456, 0xCDF, 0x789
+    triples10 = np.array([0x55, 0b00100001, 0xAA], np.uint8)  # 0x155, 0x2AA
+    assert raw_to_bgr(stream10, RawFormat.MONO10_P, (4, 1))[0, :, 0].tolist() == [0x55, 0xAA, 0x00, 0xFF]
+    assert raw_to_bgr(stream12, RawFormat.MONO12_P, (1, 3))[:, 0, 0].tolist() == [0x45, 0xCD, 0x78]
+    assert raw_to_bgr(triples10, RawFormat.MONO10_PACKED, (2, 1))[0, :, 0].tolist() == [0x55, 0xAA]
+
+
+def test_padded_lines_of_packed_pixels_begin_at_a_byte() -> None:
+    """Seven pixels of ten bits are nine bytes; what follows them is left out."""
+    lines = [np.pad(stream(10, GREY10[row, :7]), (0, 7), constant_values=77) for row in range(H)]
+    pixels = raw_to_bgr(np.concatenate(lines), RawFormat.MONO10_P, (7, H), stride_bytes=16)
+    assert np.array_equal(pixels, GREY_BGR[:, :7])

@@ -12,16 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from inspectd.errors import SourceLost
-from inspectd.images import RawFormat, raw_to_bgr
-from inspectd.records import PixelsU8, TimeKind
+from inspectd.records import TimeKind
 from inspectd.settings import GenicamSource
+from inspectd.sources.genicam_buffers import first_picture, stamp_ns
 from inspectd.sources.live import Arrival
 from inspectd.sources.timing import DeviceClock
 
@@ -29,9 +26,6 @@ FETCH_S = 0.2
 BUFFERS = 4
 GENTL_PATH = "GENICAM_GENTL64_PATH"
 Feature = bool | int | float | str
-OTHER_NAMES = {"YUV422_8": RawFormat.YUYV, "YCbCr422_8": RawFormat.YUYV, "YUV422Packed": RawFormat.UYVY}
-OTHER_NAMES |= {"YUV422_8_UYVY": RawFormat.UYVY, "RGB8Packed": RawFormat.RGB8, "BGR8Packed": RawFormat.BGR8}
-FORMATS = {str(form): form for form in RawFormat if form is not RawFormat.NV12} | OTHER_NAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +80,14 @@ class GenicamConnection:
         if self._camera is None:
             raise SourceLost(f"{self._name}: not open")
         with _told(self._name):
-            buffer = self._camera.try_fetch(timeout=FETCH_S)
+            buffer = self._camera.try_fetch(timeout=FETCH_S, is_raw=True)
             arrived_ns, utc_ns = time.monotonic_ns(), time.time_ns()
             if buffer is None:
                 return self._broken(arrived_ns, utc_ns)
-            with buffer:
+            try:
                 return self._arrival(buffer, arrived_ns, utc_ns)
+            finally:
+                buffer.parent.queue_buffer(buffer)
 
     def close(self) -> None:
         """Gives camera and producer back, as far as they let go."""
@@ -121,19 +117,13 @@ class GenicamConnection:
         return Arrival(load=lambda: (None, damage), captured_ns=arrived_ns, captured_utc_ns=utc_ns)
 
     def _arrival(self, buffer: Any, arrived_ns: int, utc_ns: int) -> Arrival:
-        component = next(iter(getattr(buffer.payload, "components", ())), None)
-        if component is None or component.width is None:
-            raise SourceLost("sends no picture")
-        layout = FORMATS.get(component.data_format)
-        if layout is None:
-            known = ", ".join(sorted(FORMATS))
-            raise SourceLost(f"sends {component.data_format}, expected one of {known}; set features.PixelFormat")
-        raw = np.ascontiguousarray(component.data).view(np.uint8).reshape(-1).copy()  # the buffer goes back at once
-        mapped_ns = self._clock.captured_ns(_stamp_ns(buffer), arrived_ns)
+        nodes = self._camera.remote_device.node_map
+        picture = first_picture(buffer, nodes)
+        mapped_ns = self._clock.captured_ns(stamp_ns(buffer, nodes), arrived_ns)
         lag_ns = 0 if mapped_ns is None else arrived_ns - mapped_ns
         lag_ns += round(self._settings.exposure_lag_ms * 1e6)
         return Arrival(
-            load=partial(_convert, raw, layout, (component.width, component.height), component.x_padding),
+            load=picture.bgr,
             captured_ns=arrived_ns - lag_ns,
             captured_utc_ns=utc_ns - lag_ns,
             time_kind=TimeKind.ARRIVAL if mapped_ns is None else TimeKind.HARDWARE,
@@ -258,27 +248,6 @@ def _load(harvester: Any, producer: Path) -> None:
         harvester.add_file(str(producer), check_existence=True, check_validity=True)
     except OSError:
         raise SourceLost(f"{producer}: not a GenTL producer that can be loaded") from None
-
-
-def _convert(
-    raw: PixelsU8, layout: RawFormat, size_wh_px: tuple[int, int], padding_bytes: int
-) -> tuple[PixelsU8 | None, str | None]:
-    stride = raw.size // size_wh_px[1] if padding_bytes else 0
-    try:
-        return raw_to_bgr(raw, layout, size_wh_px, stride_bytes=stride), None
-    except ValueError as error:
-        return None, str(error)
-
-
-def _stamp_ns(buffer: Any) -> int | None:
-    """The camera's own time of a buffer, in nanoseconds of its clock; None where it gives none."""
-    try:
-        ticks, frequency_hz = buffer.timestamp, buffer.timestamp_frequency
-    except AttributeError:  # no GevTimestampTickFrequency
-        return None
-    except _genicam_errors():
-        return None
-    return round(ticks * 1e9 / frequency_hz) if ticks and frequency_hz else None
 
 
 def _info(info: Any, key: str) -> str:
