@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,20 +43,34 @@ def lost(seen: Seen) -> set[str]:
 def test_dead_camera_does_not_disturb_the_others(
     make_daemon: Callable[..., Daemon], tmp_path: Path, server: MjpegServer
 ) -> None:
-    """Two cameras that cannot be reached are lost from the start; a stream and a folder are inspected meanwhile."""
+    """Three cameras that cannot be reached are lost from the start; a stream and a folder are inspected meanwhile.
+
+    Each loss is one verdict, though nothing was ever seen; where a part is asked for, the answer is that, at once.
+    """
     (tmp_path / "in").mkdir()
     cameras = {
         "dead": table(kind="mjpeg", url=f"http://jane:s3cret@127.0.0.1:{free_port()}/"),
         "gone": table(kind="drop", path=str(tmp_path / "none")),
+        "mute": table(kind="mjpeg", url=f"http://127.0.0.1:{free_port()}/") + '\ntrigger = { kind = "external" }',
         "stream": table(kind="mjpeg", url=server.url) + "\ntrigger = { max_fps = 2.0 }",
         "folder": table(kind="drop", path=str(tmp_path / "in")),
     }
+    unreachable = {"dead", "gone", "mute"}
     daemon = make_daemon(cameras)
     with running(daemon) as subscriber:
-        subscriber.until(lambda seen: seen.state == "degraded" and lost(seen) == {"dead", "gone"})
+        subscriber.until(lambda seen: seen.state == "degraded" and lost(seen) == unreachable)
+        begun_s = time.monotonic()
+        asked = daemon.ask("trigger", camera="mute", trigger_id="a", deadline_ms=30_000, wait=True)["verdict"]
+        assert time.monotonic() - begun_s < 10
         drop(tmp_path / "in", "a.png", 1)
         seen = subscriber.until(lambda seen: len(seen.seqs("stream")) > 2 and len(seen.seqs("folder")) > 0)
-    assert lost(seen) == {"dead", "gone"}
+    assert lost(seen) == unreachable
+    errors = [each for each in seen.verdicts if each["camera"] in unreachable]
+    assert {each["camera"]: (each["seq"], each["decision"], each["reason"]) for each in errors} == dict.fromkeys(
+        unreachable, (1, "error", "camera_lost")
+    )
+    assert len(errors) == len(unreachable)
+    assert asked in errors
     judged = [each for each in seen.verdicts if each["camera"] in ("stream", "folder")]
     assert {(each["camera"], each["simulated"]) for each in judged} == {("stream", False), ("folder", True)}
     assert {each["decision"] for each in judged} <= {"pass", "fail"}

@@ -65,6 +65,7 @@ class Capture:
         self._trigger_ids = self._left_trigger_ids()
         self._backoff = Backoff()
         self._missed_before = 0
+        self._loss_untold = False
 
         def outbox(stage: str, generation: str) -> Outbox:
             return Outbox(
@@ -135,7 +136,7 @@ class Capture:
             self._count_missed(source)
             self._fail_overdue(time.monotonic_ns())
             if frame is not None:
-                self._view.state = CameraState.READY
+                self._view.state, self._loss_untold = CameraState.READY, False
                 self._view.frames_read += 1
                 self._backoff.reset()
                 self._consider(frame)
@@ -151,14 +152,20 @@ class Capture:
         if self._view.state is not CameraState.LOST:
             get_logger().warning("camera_lost", error=str(error))
             self._view.state = CameraState.LOST
-            if self._kind is not TriggerKind.EXTERNAL and self._accepting():
-                self._accept_error(Reason.CAMERA_LOST)
+            self._loss_untold = self._kind is not TriggerKind.EXTERNAL
         until_s = time.monotonic() + self._backoff.next_s()
         while not self._stopping() and time.monotonic() < until_s:
             self._life.beat()
             self._take_requests()
             self._fail_all(Reason.CAMERA_LOST)
+            self._tell_loss()
             time.sleep(READ_S)
+
+    def _tell_loss(self) -> None:
+        """One error for a loss, also for one from before the daemon accepted anything: parts may pass unseen."""
+        if self._loss_untold and self._accepting():
+            self._loss_untold = False
+            self._accept_error(Reason.CAMERA_LOST)
 
     def _end(self) -> None:
         """The recording is through: its last part is inspected, then only the heart beats."""
