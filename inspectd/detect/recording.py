@@ -45,8 +45,8 @@ class _Recorded:
 class Recordings:
     """The recorded passes of one detector. Without any, or on a CPU, passes are launched plainly."""
 
-    def __init__(self, device: torch.device, compute: Compute) -> None:
-        self._device, self._compute = device, compute
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._wanted = device.type == "cuda"
         self._recorded: dict[Plan, _Recorded] = {}
         self._pool: Any = None
@@ -55,18 +55,18 @@ class Recordings:
     def __len__(self) -> int:
         return len(self._recorded)
 
-    def run(self, grey: Tensor, plan: Plan) -> Tensor:
+    def run(self, compute: Compute, grey: Tensor, plan: Plan) -> Tensor:
         """The pass's result, to be copied before the next pass is launched."""
         recorded = self._recorded.get(plan)
-        return self._compute(grey, plan) if recorded is None else recorded.run(grey)
+        return compute(grey, plan) if recorded is None else recorded.run(grey)
 
-    def record(self, grey: Tensor, plan: Plan) -> None:
+    def record(self, compute: Compute, grey: Tensor, plan: Plan) -> None:
         """Records the pass of such pixels. One that cannot be recorded, or replays differently, leaves all plain."""
         if not self._wanted or plan in self._recorded:
             return
         try:
-            recorded = self._record(grey, plan)
-            differs_by = self._largest_difference(recorded, grey)
+            recorded = self._record(compute, grey, plan)
+            differs_by = _largest_difference(compute, recorded, grey)
         except Exception as error:  # noqa: BLE001 - torch, CUDA and Triton refuse in their own ways
             self._give_up(f"{type(error).__name__}: {error}".partition("\n")[0])
             return
@@ -87,28 +87,29 @@ class Recordings:
         self.clear()
         get_logger().warning("graphs_refused", device=str(self._device), error=error)
 
-    def _record(self, grey: Tensor, plan: Plan) -> _Recorded:
+    def _record(self, compute: Compute, grey: Tensor, plan: Plan) -> _Recorded:
         kept, current = grey.clone(), torch.cuda.current_stream(self._device)
         self._stream = self._stream or torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_RUNS):
-                self._compute(kept, plan)
+                compute(kept, plan)
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                found = self._compute(kept, plan)
+                found = compute(kept, plan)
         finally:
             torch.cuda.set_stream(current)  # which a capture that fails leaves behind
         self._pool = self._pool or graph.pool()
         return _Recorded(graph, kept, found, plan)
 
-    def _largest_difference(self, recorded: _Recorded, grey: Tensor) -> float:
-        """Of a replay from plain launches, on the recorded pixels and on others: a graph must follow its input."""
-        worst = 0.0
-        for pixels in (255 - grey, grey):
-            replayed = recorded.run(pixels).clone()
-            difference = float((replayed - self._compute(pixels, recorded.plan)).abs().max())
-            worst = max(worst, difference) if math.isfinite(difference) else math.inf
-        return worst
+
+def _largest_difference(compute: Compute, recorded: _Recorded, grey: Tensor) -> float:
+    """Of a replay from plain launches, on the recorded pixels and on others: a graph must follow its input."""
+    worst = 0.0
+    for pixels in (255 - grey, grey):
+        replayed = recorded.run(pixels).clone()
+        difference = float((replayed - compute(pixels, recorded.plan)).abs().max())
+        worst = max(worst, difference) if math.isfinite(difference) else math.inf
+    return worst

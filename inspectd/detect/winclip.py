@@ -74,7 +74,7 @@ class Detector:
         )
         self._planner = Planner(tower.shape, windows, tower.device)
         self._transfer = Transfer(tower.device)
-        self._recordings = Recordings(tower.device, self._computed)
+        self._recordings = Recordings(tower.device)
         self._halved = False
         self._frames_per_pass = self._pass_size()
 
@@ -173,7 +173,7 @@ class Detector:
             frames: Sequence[_Frame] = self._frames(crops_rgb, regions, None)
             while frames:
                 part = self._next_pass(frames, windows=windows)
-                self._recordings.record(self._grey(part), self._plan(part, windows=windows))
+                self._recordings.record(self._computed, self._grey(part), self._plan(part, windows=windows))
                 frames = frames[len(part) :]
 
     def _halve_passes(self, frames: int, error: torch.OutOfMemoryError) -> None:
@@ -293,7 +293,7 @@ class Detector:
         plan = self._plan(frames, windows=windows)
         memories = [frame.memory for frame in frames]
         remembers = windows and any(memory is not None for memory in memories)
-        found = self._recalled(grey, plan, memories) if remembers else self._recordings.run(grey, plan)
+        found = self._recalled(grey, plan, memories) if remembers else self._recordings.run(self._computed, grey, plan)
         return _Launched(self._transfer.fetch(found), plan, grey)
 
     def _grey(self, frames: Sequence[_Frame]) -> Tensor:

@@ -37,10 +37,10 @@ class Replayed:
 
 def recordings(monkeypatch: pytest.MonkeyPatch, *, sound: bool) -> Recordings:
     """Recordings whose graphs follow their input, or do not."""
-    made = Recordings(torch.device("cuda"), brightness)
+    made = Recordings(torch.device("cuda"))
 
-    def record(grey: torch.Tensor, plan: Plan) -> _Recorded:
-        kept, found = grey.clone(), brightness(grey, plan)
+    def record(compute, grey: torch.Tensor, plan: Plan) -> _Recorded:
+        kept, found = grey.clone(), compute(grey, plan)
         return _Recorded(Replayed(kept, found, sound=sound), kept, found, plan)
 
     monkeypatch.setattr(made, "_record", record)
@@ -56,10 +56,10 @@ def test_recorded_pass_follows_its_pixels(monkeypatch: pytest.MonkeyPatch):
         torch.full((1, 3, 4, 4), 204),
     )
     with capture_logs() as lines:
-        made.record(first, NO_PLAN)
+        made.record(brightness, first, NO_PLAN)
     assert (len(made), lines) == (1, [])
-    assert made.run(other, NO_PLAN).item() == pytest.approx(0.8)
-    assert made.run(first, NO_PLAN).item() == pytest.approx(0.2)
+    assert made.run(brightness, other, NO_PLAN).item() == pytest.approx(0.8)
+    assert made.run(brightness, first, NO_PLAN).item() == pytest.approx(0.2)
     made.clear()
     assert len(made) == 0
 
@@ -68,21 +68,21 @@ def test_graph_that_ignores_its_pixels_is_refused(monkeypatch: pytest.MonkeyPatc
     """It would pass every frame that looks like the first: it is never used, and one line says so."""
     made, grey = recordings(monkeypatch, sound=False), torch.full((1, 3, 4, 4), 51)
     with capture_logs() as lines:
-        made.record(grey, NO_PLAN)
-        made.record(grey, Plan(torch.ones(1, 1), (), torch.ones(1, 1), (), ()))
+        made.record(brightness, grey, NO_PLAN)
+        made.record(brightness, grey, Plan(torch.ones(1, 1), (), torch.ones(1, 1), (), ()))
     assert len(made) == 0
     assert [line["event"] for line in lines] == ["graphs_refused"]
-    assert made.run(255 - grey, NO_PLAN).item() == pytest.approx(0.8)
+    assert made.run(brightness, 255 - grey, NO_PLAN).item() == pytest.approx(0.8)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here graphs can be recorded")
 def test_what_cannot_be_recorded_is_launched_plainly():
     """A device that refuses to record costs one line in the log, and no result."""
-    made, grey = Recordings(torch.device("cuda"), brightness), torch.full((1, 3, 4, 4), 51)
+    made, grey = Recordings(torch.device("cuda")), torch.full((1, 3, 4, 4), 51)
     with capture_logs() as lines:
-        made.record(grey, NO_PLAN)
+        made.record(brightness, grey, NO_PLAN)
     assert [(line["event"], line["log_level"]) for line in lines] == [("graphs_refused", "warning")]
-    assert made.run(grey, NO_PLAN).item() == pytest.approx(0.2)
+    assert made.run(brightness, grey, NO_PLAN).item() == pytest.approx(0.2)
 
 
 def test_rehearsal_records_nothing_on_a_cpu(tmp_path: Path):
