@@ -77,6 +77,13 @@ def test_drift_counts_decisions_that_flip():
     assert drift.score_max == pytest.approx(0.1)
 
 
+def test_score_that_is_lost_is_a_flip():
+    """A precision that gives NaN where fp32 passes turns a pass into an error."""
+    exact, moved = [Scored(0.1, None), Scored(0.9, None)], [Scored(float("nan"), None), Scored(0.9, None)]
+    drift = drift_between(exact, moved, precision="fp16", names=["a", "b"], threshold=0.5)
+    assert (drift.flipped, drift.not_finite, drift.score_max) == (("a",), 1, 0.0)
+
+
 def test_file_that_cannot_be_written_is_named(plan: ModelPlan, tmp_path: Path):
     """A JSON file in a folder that is not there is one line."""
     with pytest.raises(ConfigError, match="gone"):

@@ -25,7 +25,7 @@ def drift_between(
     scores, others = np.array([one.score for one in exact]), np.array([one.score for one in moved])
     if threshold is None:
         threshold = statistics.median(scores.tolist())
-    flips = (others >= threshold) != (scores >= threshold)
+    flips = ((others >= threshold) != (scores >= threshold)) | (np.isfinite(others) != np.isfinite(scores))
     maps = [(a.map, b.map) for a, b in zip(exact, moved, strict=True) if a.map is not None]
     return drift_of(
         precision,

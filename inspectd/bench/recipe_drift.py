@@ -35,11 +35,11 @@ class DriftPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeDrift:
-    """What `bench drift` found. `refused`: frames that fp32 does not judge either, for how they look."""
+    """What `bench drift` found. `unscored`: frames without a score in fp32: not fit to judge, or not finite."""
 
     recipe: str
     device: str
-    refused: int
+    unscored: int
     drifts: tuple[Drift, ...]
 
 
@@ -82,19 +82,21 @@ def bench_drift(plan: DriftPlan, progress: Callable[[str], None] = lambda _: Non
         inspectors[precision] = _inspector(plan, precision)
     exactly = inspectors.pop(Precision.FP32)
     movements = {precision: _Movement() for precision in others}
-    refused = 0
+    unscored = 0
     for name, pixels_bgr in _frames(plan.paths, plan.recipe):
         progress(name)
         exact = exactly.inspect([pixels_bgr])[0]
         if exact.score is None:
-            refused += 1
+            unscored += 1
             continue
         for precision, inspector in inspectors.items():
             movements[precision].add(name, exact.score, exact, inspector.inspect([pixels_bgr])[0])
     if not all(movement.names for movement in movements.values()):
-        raise ConfigError(f"{plan.paths[0]}: fp32 judges none of the {refused} frames: see the recipe's [quality]")
+        raise ConfigError(
+            f"{plan.paths[0]}: none of the {unscored} frames has a score in fp32; `inspectd replay` says why"
+        )
     drifts = tuple(_drift(precision, movement, plan.recipe.threshold) for precision, movement in movements.items())
-    return RecipeDrift(recipe=plan.recipe.name, device=str(device), refused=refused, drifts=drifts)
+    return RecipeDrift(recipe=plan.recipe.name, device=str(device), unscored=unscored, drifts=drifts)
 
 
 def _inspector(plan: DriftPlan, precision: Precision) -> Inspector:

@@ -109,8 +109,8 @@ def show_model(found: ModelBench, console: Console) -> None:
 
 def show_drifts(found: RecipeDrift, console: Console) -> None:
     """Prints the findings of `bench drift`."""
-    if found.refused:
-        console.print(f"{found.refused} frames are not judged, in fp32 neither")
+    if found.unscored:
+        console.print(f"{found.unscored} frames have no score in fp32 and are left out")
     for drift in found.drifts:
         _show_drift(drift, console, f"recipe {found.recipe} on {found.device}")
 

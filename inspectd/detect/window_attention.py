@@ -75,11 +75,13 @@ def largest_error(
     for part in (None, 1, 2):  # all finite, then NaN in a key, then in a value
         table = noise.clone()
         query, key, value = table.chunk(3, dim=1)
-        query = query.view(_CHECKED_SEQUENCES, length, -1)[:, :queries].flatten(0, 1) * (width // heads) ** -0.5
+        query.mul_((width // heads) ** -0.5)
+        if queries < length:
+            query = query.view(_CHECKED_SEQUENCES, length, -1)[:, :queries].flatten(0, 1)
         exact = _exact(query, key, value, heads, length)
         if part is not None:
             (key, value)[part - 1][_CHECKED_SEQUENCES // 2 * length] = torch.nan
-        out = torch.full_like(query, torch.inf)
+        out = torch.full(query.shape, torch.inf, device=device, dtype=dtype)
         attend(query, key, value, out, length=length, heads=heads)
         rows = out.view(_CHECKED_SEQUENCES, -1).float()
         healthy = torch.ones_like(sick) if part is None else ~sick

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -34,6 +36,30 @@ def test_kernel_is_exact_attention(interpreted: Callable[..., None], length: int
 def test_kernel_takes_heads_of_any_width(interpreted: Callable[..., None]):
     """Heads of 20 numbers are no power of two, and those of their neighbours stay out."""
     assert largest_error(interpreted, 10, 10, width=60, heads=3, device=CPU, dtype=torch.float32) < 1e-5
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from inspectd.detect.window_kernel import _attend as kernel
+
+sizes = {"head": 64, "query_rows": 64, "key_rows": 64, "columns": 64}
+types = {name: "constexpr" if name in sizes else "i32" for name in kernel.arg_names}
+types |= dict.fromkeys(("query", "key", "value", "out"), "*bf16")
+places = {(kernel.arg_names.index(name),): size for name, size in sizes.items()}
+binary = compile(ASTSource(kernel, types, places), target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+print(len(binary))
+"""
+
+
+def test_kernel_compiles_for_a_hopper_card():
+    """The compiler needs no card, and refuses what the interpreter takes (names of Python in the kernel)."""
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA alone (pip install triton, 1 GB)")
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    words = [sys.executable, "-W", "ignore", "-c", COMPILE]
+    done = subprocess.run(words, env=plain, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1000
 
 
 def shifted(query, key, value, out, *, length, heads):
