@@ -6,8 +6,9 @@ by more than their own size between two frames keep their names. Coordinates are
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
@@ -27,6 +28,9 @@ STILL_PX = 0.75
 """Less than this from one frame to the next is standing."""
 MOST_MISSES = 2
 """Frames that a part may hide within the zone."""
+STEADY_STEPS = 5
+STEADY_SHARE = 0.1
+"""Over so many views, or so large a share of the zone's longer side, a camera that shakes has no way of its own."""
 PACE_BONUS = 0.75
 CRUISE_BONUS = 0.5
 FAR_COST = 0.5
@@ -39,7 +43,11 @@ class Track:
     name: int
     blob: Blob
     centre_xy: Vector
+    begun_xy: Vector
+    """Where its centre was first seen."""
     velocity_xy: Vector | None = None
+    velocities_xy: deque[Vector] = field(default_factory=lambda: deque(maxlen=STEADY_STEPS))
+    """The last ones that were measured on the whole part."""
     seen: int = 1
     misses: int = 0
     travelled: float = 0.0
@@ -71,6 +79,7 @@ class Tracker:
         self.tracks: list[Track] = []
         self.pace_xy: Vector | None = None
         """The belt's displacement by frame, None until two views showed the same part."""
+        self._paces_xy: deque[Vector] = deque(maxlen=STEADY_STEPS)
         self._cruise_xy: Vector | None = None
         """The last pace that was not standing: a belt that stopped goes on with it."""
 
@@ -92,13 +101,29 @@ class Tracker:
         """Forgets a track that was no part."""
         self.tracks.remove(track)
 
-    def leaves_soon(self, track: Track) -> bool | None:
-        """Whether the next frame will show a track further from the centre; None if its way is unknown."""
-        velocity = track.velocity_xy or self.pace_xy
+    def leaves_soon(self, track: Track) -> bool:
+        """Whether the next frame will show a track further from the centre; False where that is not known.
+
+        A part of which only some was seen so far has no way of its own. It goes the belt's, unless it has come nearer
+        since it was first seen; and what begins at an edge may be one that had left, while the camera shakes.
+        """
+        own = self._steady(track.velocities_xy)
+        velocity = own or self._steady(self._paces_xy)
         if velocity is None:
+            return False
+        now, (x, y) = self.off_centre(track.centre_xy), track.centre_xy
+        if own is None and (track.blob.clipped if track.seen == 1 else now <= self.off_centre(track.begun_xy)):
+            return False
+        return self.off_centre((x + velocity[0], y + velocity[1])) > now + 1e-6
+
+    def _steady(self, velocities_xy: Sequence[Vector]) -> Vector | None:
+        """The way of several steps, by step; None where it may be the camera's that shakes."""
+        if not velocities_xy:
             return None
-        x, y = track.centre_xy
-        return self.off_centre((x + velocity[0], y + velocity[1])) > self.off_centre((x, y)) + 1e-6
+        x, y = np.sum(velocities_xy, axis=0).tolist()
+        steps = len(velocities_xy)
+        far = np.hypot(x, y) >= STEADY_SHARE * max(self._size_wh)
+        return (x / steps, y / steps) if far or steps >= STEADY_STEPS else None
 
     def off_centre(self, point_xy: Vector) -> float:
         """Distance from the centre of the zone."""
@@ -165,6 +190,7 @@ class Tracker:
             track.still_since_s = time_s
         track.travelled += distance
         track.velocity_xy = velocity if whole else (track.velocity_xy or self.pace_xy or velocity)
+        track.velocities_xy.extend([velocity] if whole else ())
         track.last_bbox_xywh = track.blob.bbox_xywh
         track.blob, track.centre_xy = blob, blob.centroid_xy
         track.seen, track.misses = track.seen + 1, 0
@@ -175,6 +201,7 @@ class Tracker:
             return
         x, y = np.median(np.asarray(velocities), axis=0).tolist()
         self.pace_xy = x, y
+        self._paces_xy.append(self.pace_xy)
         if np.hypot(x, y) > STILL_PX:
             self._cruise_xy = x, y
 
@@ -200,6 +227,7 @@ class Tracker:
             name=next(self._names),
             blob=blob,
             centre_xy=blob.centroid_xy,
+            begun_xy=blob.centroid_xy,
             still_since_s=time_s,
             parent=next(parents, None),
         )

@@ -42,6 +42,14 @@ def test_dark_and_bright_parts_on_smooth_and_coarse_belts(part_level: int, grain
     assert_once_each(belt, fired_by(belt, range(230)), belt.centred_at())
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_camera_that_shakes_more_than_the_belt_moves(seed: int) -> None:
+    """A jerk backwards takes no part while it enters, and one that was gone and shakes back is not taken again."""
+    shakes_px = np.random.default_rng(seed).normal(0, 4, 300).tolist()
+    belt = Belt(range(60, 1020, 80), travel=lambda index: 6 * index + shakes_px[index])
+    assert_once_each(belt, fired_by(belt, range(200)), belt.centred_at())
+
+
 LIGHTS = {
     "drift": lambda index: 1 + 0.25 * np.sin(index / 40),
     "step": lambda index: 0.65 if index > 90 else 1.0,
