@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from inspectd.errors import SourceLost
 from inspectd.settings import NetworkSource
@@ -36,6 +37,19 @@ def address(settings: NetworkSource) -> str:
         login += ":" + quote(password, safe="")
     scheme, _, place = settings.url.partition("://")
     return f"{scheme}://{login}@{place}"
+
+
+def check_host(url: str) -> None:
+    """Whether the name of a URL's host can be resolved: FFmpeg calls that an input/output error.
+
+    Raises:
+        SourceLost: it cannot.
+    """
+    host = urlsplit(url).hostname or ""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        raise SourceLost(f"{redact(url)}: the name {host} is not known") from None
 
 
 def _first_line(path: Path) -> str:

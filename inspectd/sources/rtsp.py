@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 from inspectd.errors import SourceError, SourceLost, SourceTimeout
 from inspectd.records import PixelsU8
 from inspectd.settings import RtspSource
-from inspectd.sources.addresses import address, redact
+from inspectd.sources.addresses import address, check_host, redact
 from inspectd.sources.decoding import NO_KEY_FRAME, Decoder, Picture, Upright, upright_size_wh_px
 from inspectd.sources.exposures import ExposureClock
 from inspectd.sources.hardware import accelerator
@@ -98,7 +98,11 @@ class RtspConnection:
         """Asks, and returns when the stream is described and playing."""
         url = address(self._settings)
         self._heard_s = time.monotonic()
-        self._container = self._told(lambda: self._opened(url), self._open_s)
+        try:
+            self._container = self._told(lambda: self._opened(url), self._open_s)
+        except SourceLost:
+            check_host(self._settings.url)
+            raise
         stream = self._video(self._container)
         self._decoder = Decoder(stream, threads=2)
         self._parsed = stream.codec_context.name in PARSED
@@ -140,7 +144,7 @@ class RtspConnection:
                 what = "no answer" if self._decoder is None else "no frame"
                 failure = SourceTimeout(f"{self._name}: {what} for {limit_s:g} s")
             else:
-                failure = SourceLost(f"{self._name}: {(error.strerror or type(error).__name__).lower()}")
+                failure = SourceLost(f"{self._name}: {_reason(error)}")
         raise failure
 
     def _video(self, container: InputContainer) -> VideoStream:
@@ -203,6 +207,14 @@ class RtspConnection:
         if self._size_wh_px not in (None, size):
             raise SourceLost(f"{self._name}: the frame size changed to {size[0]}x{size[1]} px")
         self._size_wh_px = size
+
+
+def _reason(error: FFmpegError) -> str:
+    if isinstance(
+        error, av.error.HTTPOtherClientError
+    ):  # so it is with a stream of sound alone: nothing is to be played
+        return "refuses to play; does it send video?"
+    return (error.strerror or type(error).__name__).lower()
 
 
 def _load(upright: Upright, picture: Picture) -> tuple[PixelsU8 | None, str | None]:

@@ -65,7 +65,7 @@ class Capture:
         self._trigger_ids = self._left_trigger_ids()
         self._backoff = Backoff()
         self._missed_before = 0
-        self._loss_untold = False
+        self._opened = self._loss_untold = False
 
         def outbox(stage: str, generation: str) -> Outbox:
             return Outbox(
@@ -118,9 +118,9 @@ class Capture:
         return 0
 
     def _open(self, start_index: int) -> FrameSource:
+        self._opened = False
         source = self._opens(self._camera.source, start_index=start_index)
         self._missed_before = source.frames_missed
-        get_logger().info("source_opened", size_wh_px=source.size_wh_px, start_index=start_index)
         return source
 
     def _read(self, source: FrameSource) -> None:
@@ -136,7 +136,7 @@ class Capture:
             self._count_missed(source)
             self._fail_overdue(time.monotonic_ns())
             if frame is not None:
-                self._view.state, self._loss_untold = CameraState.READY, False
+                self._back(frame)
                 self._view.frames_read += 1
                 self._backoff.reset()
                 self._consider(frame)
@@ -166,6 +166,15 @@ class Capture:
         if self._loss_untold and self._accepting():
             self._loss_untold = False
             self._accept_error(Reason.CAMERA_LOST)
+
+    def _back(self, frame: Frame) -> None:
+        """Frames flow, for the first time or again. (That a camera is asked again each second is not worth a line.)"""
+        if self._opened:
+            return
+        self._opened, self._loss_untold = True, False
+        self._view.state = CameraState.READY
+        height, width = frame.pixels_bgr.shape[:2]
+        get_logger().info("source_opened", size_wh_px=(width, height), index=frame.index)
 
     def _end(self) -> None:
         """The recording is through: its last part is inspected, then only the heart beats."""

@@ -8,7 +8,7 @@ import pytest
 
 from inspectd.errors import ConfigError, SourceLost
 from inspectd.settings import RtspSource, load_settings
-from inspectd.sources.addresses import address, redact
+from inspectd.sources.addresses import address, check_host, redact
 
 
 def source(**fields: object) -> RtspSource:
@@ -89,3 +89,10 @@ def test_login_from_the_environment_and_from_a_credential_of_systemd(
     named = load_settings(config).cameras["cam1"].source
     assert isinstance(named, RtspSource)
     assert address(named) == "rtsp://j:other@cam/a"
+
+
+def test_host_that_nobody_knows_is_named_without_the_login() -> None:
+    """FFmpeg calls it an input/output error."""
+    check_host("rtsp://jane:s3cret@127.0.0.1:554/a")
+    with pytest.raises(SourceLost, match=r"^rtsp://\*\*\*@cam\.invalid/a: the name cam\.invalid is not known$"):
+        check_host("rtsp://jane:s3cret@cam.invalid/a")
