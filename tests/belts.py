@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ FPS = 25.0
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1), "askew": (0.8, 0.6)}
 
 
+@cache
 def _grain(strength: float) -> NDArray[np.float32]:
     noise = np.random.default_rng(7).normal(0, 1, (2048, 2048)).astype(np.float32)
     return cv2.GaussianBlur(noise, (0, 0), 1.5) * np.float32(strength * 4)

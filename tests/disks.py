@@ -1,16 +1,13 @@
-"""Disks that hang, are full or cannot be written, and clocks that are set, for real processes."""
+"""Disks that hang, are full or cannot be written, for real processes."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import struct
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import ROOT
 
 HANGING_SYNC = """
 #define _GNU_SOURCE
@@ -34,21 +31,6 @@ def hanging_disk(folder: Path) -> tuple[dict[str, str], Path]:
     source.write_text(HANGING_SYNC)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"], check=True)
     return {"LD_PRELOAD": str(shim), "HANG_WHILE": str(flag)}, flag
-
-
-def set_clock(folder: Path) -> tuple[dict[str, str], Callable[[int], None]]:
-    """The environment of a program whose wall clock alone is off, and what sets by how many seconds."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler for the clock")
-    source, shim, offset = ROOT / "tools" / "faults_shim.c", folder / "clock.so", folder / "offset"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"], check=True)
-    offset.write_bytes(bytes(8))
-
-    def set_to(off_s: int) -> None:
-        with offset.open("r+b") as file:
-            file.write(struct.pack("=q", off_s))
-
-    return {"LD_PRELOAD": str(shim), "FAULTS_CLOCK": str(offset)}, set_to
 
 
 def small_disk(folder: Path, size: str = "2m", options: str = "rw") -> tuple[str, ...]:

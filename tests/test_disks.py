@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import zmq
 from daemons import Daemon, Seen, file_camera, running, shared
-from disks import fill, hanging_disk, small_disk
+from disks import hanging_disk, small_disk
 
 from inspectd.journal import Journal
 
@@ -106,24 +106,6 @@ def test_a_daemon_whose_disk_hangs_stops_in_time_and_the_next_one_journals(
         subscriber.until(lambda seen: seen.state == "ready" and seen.heartbeats[-1]["session"] != session)
     published = {seq: body for (name, _, seq), body in seen.raw.items() if name == session}
     assert journaled(daemon.journal, session) == published
-
-
-def test_a_full_disk_costs_no_verdict(make_daemon: MakeDaemon, tmp_path: Path) -> None:
-    """What could not be written is in the journal when there is room again, in order."""
-    state = tmp_path / "d0" / "state"
-    state.mkdir(parents=True)
-    daemon = a_live_daemon(make_daemon, wrapper=small_disk(state))
-    with running(daemon) as subscriber:
-        subscriber.until(lambda seen: len(seen.verdicts) > 3)
-        assert daemon.process is not None
-        ballast = fill(Path(f"/proc/{daemon.process.pid}/root{state}"))
-        subscriber.until(lambda seen: len(unjournaled(seen)) > 3 and seen.state == "degraded")
-        assert any(event["kind"] == "journal_failed" for event in subscriber.seen.events)
-        ballast.unlink()
-        seen = subscriber.until(recovered)
-        history = daemon.ask("history", camera="cam1", since_seq=0, limit=1000)["verdicts"]
-    assert history[: len(seen.verdicts)] == seen.verdicts[: len(history)]
-    assert seen.seqs("cam1") == list(range(1, len(seen.verdicts) + 1))
 
 
 def test_a_start_without_a_disk_is_one_line(make_daemon: MakeDaemon, tmp_path: Path) -> None:

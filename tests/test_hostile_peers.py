@@ -39,17 +39,12 @@ class Scene:
         return int(pid)
 
     def goes_on(self) -> None:
-        """New verdicts come, in order and none twice, and no publisher has crashed.
-
-        None is missing either, unless a machine with too much to do let the publisher stand still and be replaced.
-        """
+        """New verdicts come, in order, none twice and none missing, and the publisher is the same."""
         count = len(self.subscriber.seen.verdicts)
         seen = self.subscriber.until(lambda seen: len(seen.verdicts) > count + 3)
-        died = [line for line in self.daemon.log().splitlines() if '"child": "publisher"' in line]
-        assert not [line for line in died if '"child_died"' in line and '"exit_code": -9' not in line]
         seqs = seen.seqs("cam1")
-        assert seqs == (sorted(set(seqs)) if died else list(range(1, len(seqs) + 1)))
-        self.publisher = psutil.Process(self.pid())
+        assert seqs == list(range(1, len(seqs) + 1))
+        assert self.pid() == self.publisher.pid
 
     def connected(self, endpoint: str) -> socket.socket:
         """A raw connection."""
@@ -135,7 +130,7 @@ def test_every_request_is_answered_soon_whatever_it_is(scene: Scene) -> None:
             assert reply["ok"] or "error" in reply
             if number % 500 == 0:
                 scene.subscriber.read(0)
-    assert sorted(waits_s)[len(waits_s) // 2] < 0.01
+    assert sorted(waits_s)[len(waits_s) * 9 // 10] < 0.01
     scene.goes_on()
     assert scene.publisher.memory_info().rss - memory < 60e6
 
@@ -194,13 +189,13 @@ def test_results_that_no_worker_sent_are_refused(scene: Scene) -> None:
 
 
 def test_a_flood_of_subscriptions_costs_nobody_a_verdict(scene: Scene) -> None:
-    """A viewer that subscribes to whatever comes to its mind, thousands of times."""
+    """A viewer that subscribes to whatever comes to its mind, a hundred thousand times."""
     memory = scene.publisher.memory_info().rss
     with zmq.Context() as context, context.socket(zmq.XSUB) as viewer:
         viewer.set(zmq.LINGER, 0)
         viewer.set(zmq.SNDHWM, 0)
         viewer.connect(scene.daemon.verdicts)
-        for number in range(5000):
+        for number in range(100_000):
             viewer.send(b"\1preview/cam%d" % number + b"x" * 80)
             if number % 1000 == 0:
                 scene.subscriber.read(0)

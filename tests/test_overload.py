@@ -1,4 +1,4 @@
-"""Three times more frames than the worker can carry: answers are in time, the rest is counted, nothing grows."""
+"""More frames than the worker can carry, where each is to be answered; `tools/faults.py` has the rows of the others."""
 
 from __future__ import annotations
 
@@ -67,24 +67,6 @@ def all_in_time(verdicts: list[dict[str, Any]]) -> None:
 
 def counted(seen: Seen) -> int:
     return sum(event["count"] for event in seen.events if event["kind"] == "frames_skipped")
-
-
-def test_answers_stay_in_time_at_three_times_the_load(make_daemon: MakeDaemon) -> None:
-    """Latency is flat from the first second to the last, also when the worker then slows to a crawl."""
-    daemon = overloaded(make_daemon)
-    with running(daemon) as subscriber:
-        subscriber.until(lambda seen: len(seen.verdicts) > 20)
-        all_in_time(seen_in(subscriber, 4.0))
-        status = daemon.ask("status")
-        worker = next(each for each in status["processes"] if each["name"] == "worker")
-        with crawling(worker["pid"]):
-            all_in_time(seen_in(subscriber, 4.0))
-        all_in_time(seen_in(subscriber, 2.0))
-        seen = subscriber.until(lambda seen: counted(seen) > 0)
-        after = daemon.ask("status")
-    assert next(each for each in after["processes"] if each["name"] == "worker")["pid"] == worker["pid"]
-    for name in daemon.cameras:
-        assert seen.seqs(name) == list(range(1, len(seen.seqs(name)) + 1))
 
 
 def test_frames_that_find_no_room_are_answered_where_asked(make_daemon: MakeDaemon) -> None:

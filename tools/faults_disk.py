@@ -90,6 +90,7 @@ def full_disk(trial: Trial) -> None:
             for filler in inside.glob("filler*"):
                 filler.unlink()
             _back(line)
+    trial.must(any(told.kind == "journal_failed" for told in line.witness.events), "no event told of the full disk")
     _tell_unjournaled(trial, line)
 
 

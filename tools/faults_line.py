@@ -105,6 +105,7 @@ class Line:
         self._first_verdict = 0
         self._begun_s = 0.0
         self._deaths: Counter[str] = Counter()
+        self._session: str | None = None
 
     def wears_out(self, kills: Counter[str]) -> bool:
         """Whether a child would die so often that the supervisor gives it a rest."""
@@ -116,8 +117,9 @@ class Line:
         self._deaths += kills
 
     def forget_deaths(self) -> None:
-        """A new supervisor does not know of them."""
+        """A new supervisor does not know of them; its session is another."""
         self._deaths.clear()
+        self._session = None
 
     def begin(self) -> None:
         """What was owed before is answered; cameras that the last row paused go on."""
@@ -139,6 +141,7 @@ class Line:
     def warm_up(self) -> None:
         """Waits until every camera was judged a few times, and takes the footprint before."""
         self.judged_since(time.time(), times=2, within_s=START_S)
+        self._session = self._session or self.session
         if self.trial.before is None:
             self.trial.before = self.daemon.footprint()
 
@@ -233,6 +236,7 @@ class Line:
             self.settle(SETTLE_S if not trial.bug else 3.0)  # what a seeded bug drops never comes
         except Broken as broken:
             trial.must(False, str(broken))
+        trial.must(self._session in {None, self.session}, "the session changed though the daemon lived")
         self.owe(self.session, self.daemon.accepted())
         try:
             journaled = [
