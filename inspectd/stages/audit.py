@@ -47,12 +47,14 @@ class Audit:
             self._owed = None
         return self._writer.healthy and self._owed is None
 
-    def patience_ns(self, dues_ns: Iterable[int], now_ns: int) -> int:
+    def patience_ns(self, dues_ns: Iterable[int], deadlines_ns: Iterable[int], now_ns: int) -> int:
         """How long a commit may take: the reserve at least, longer where no verdict is pressed.
 
-        What is sent before its commit is a debt, so a slow disk is waited for if possible.
+        What is sent before its commit is a debt, so a slow disk is waited for if possible; but never beyond a deadline
+        of what is committed, for then it would not be true any more.
         """
-        return max(self._reserve_ns, min([now_ns + COMMIT_NS, *dues_ns]) - now_ns)
+        patience_ns = max(self._reserve_ns, min([now_ns + COMMIT_NS, *dues_ns]) - now_ns)
+        return max(0, min([patience_ns, *(each - now_ns for each in deadlines_ns)]))
 
     def commit(
         self, frozen: list[Frozen], patience_ns: int, meanwhile: Callable[[], None] = lambda: None

@@ -15,6 +15,8 @@ from inspectd.records import Reason, Verdict
 from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Result
 
+COMMIT_SHARE = 4
+"""A result that comes when only a fourth of the reserve is left comes too late."""
 Outcome = Result | Verdict | Reason
 
 
@@ -102,10 +104,13 @@ class Ledger:
     def collect(self, now_ns: int, overdue: Reason) -> list[Answer]:
         """Takes out, in order, the rows that can be answered at `now_ns`; those overdue become `error/overdue`.
 
-        A result that waits here, or came, when its deadline has passed is late whatever it says (contract I2).
+        A result that is taken out when its commit has hardly time before the deadline is late, whatever it says
+        (contract I2); `Audit` sees to it that a commit takes no longer.
         """
         for entry in self._entries:
-            if 0 < entry.row.deadline_ns <= now_ns and isinstance(entry.outcome, Result | Verdict):
+            if 0 < entry.row.deadline_ns <= now_ns + self._reserve_ns // COMMIT_SHARE and isinstance(
+                entry.outcome, Result | Verdict
+            ):
                 entry.outcome, entry.mask_png = Reason.LATE, None  # taken out of the inbox only now, behind a pause
                 self.late_results += 1
         for entry in reversed(self._entries):

@@ -287,6 +287,7 @@ class Publisher:
     def _answer_all(self, now_ns: int) -> None:
         overdue = self._overdue_reason()
         frozen: list[Frozen] = []
+        dues_ns: list[int] = []
         deadlines_ns: list[int] = []
         for name, ledger in self._ledgers.items():
             if (station := self._stations.get(name)) is not None:  # it stands behind all cameras in the table
@@ -296,10 +297,13 @@ class Publisher:
                     ledger.resolve(found, mask_png)
             for answer in ledger.collect(now_ns, overdue if station is None else Reason.CAMERA_LOST):
                 frozen.append(self._freeze(name, answer, now_ns))
-                deadlines_ns.append(answer.row.deadline_ns)
+                if deadline_ns := answer.row.deadline_ns:
+                    dues_ns.append(deadline_ns - self._reserve_ns)
+                    if frozen[-1].verdict.decision is not Decision.ERROR:  # an error may come late, and often does
+                        deadlines_ns.append(deadline_ns)
         if frozen:
-            dues_ns = [each - self._reserve_ns for each in deadlines_ns if each] + list(self._dues_ns())
-            for each in self._audit.commit(frozen, self._audit.patience_ns(dues_ns, now_ns), self._requests.note):
+            patience_ns = self._audit.patience_ns([*dues_ns, *self._dues_ns()], deadlines_ns, time.monotonic_ns())
+            for each in self._audit.commit(frozen, patience_ns, self._requests.note):
                 self._publish(each)
 
     def _dues_ns(self) -> Iterator[int]:

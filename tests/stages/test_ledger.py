@@ -50,7 +50,7 @@ def test_earlier_rows_fall_due_with_a_later_one() -> None:
     ledger.accept(a_row(2, deadline_ns=9000))
     ledger.accept(a_row(3, deadline_ns=100))
     ledger.resolve(a_result(3), b"png")
-    assert outcomes(ledger.collect(99, Reason.LATE)) == [(1, Reason.LATE), (2, Reason.LATE), (3, "result")]
+    assert outcomes(ledger.collect(90, Reason.LATE)) == [(1, Reason.LATE), (2, Reason.LATE), (3, "result")]
 
 
 def test_late_result_is_dropped_and_counted() -> None:
@@ -133,10 +133,20 @@ def test_every_row_is_answered_exactly_once_in_order(seed: int, rows: int) -> No
 
 def test_result_that_is_read_behind_its_deadline_is_late() -> None:
     """A publisher that stood still finds results in its inbox: what has fallen due meanwhile does not pass (I2)."""
-    ledger = a_ledger(2)
+    ledger = Ledger(reserve_ns=RESERVE_NS)
+    for seq in (1, 2):
+        ledger.accept(a_row(seq, deadline_ns=1000 * seq))
     ledger.resolve(a_result(1), b"png")
     ledger.resolve(a_result(2), None)
     answers = ledger.collect(1001, Reason.LATE)
     assert outcomes(answers) == [(1, Reason.LATE), (2, "result")]
     assert answers[0].mask_png is None
     assert ledger.late_results == 1
+
+
+@pytest.mark.parametrize(("left_ns", "outcome"), [(RESERVE_NS // 4, Reason.LATE), (RESERVE_NS // 4 + 1, "result")])
+def test_result_that_leaves_the_journal_no_time_is_late(left_ns: int, outcome: str) -> None:
+    """Just before its deadline a commit would hold it up until it is no longer in time."""
+    ledger = a_ledger(1)
+    ledger.resolve(a_result(1), None)
+    assert outcomes(ledger.collect(1001 - left_ns, Reason.LATE)) == [(1, outcome)]
