@@ -22,6 +22,7 @@ from inspectd.recipe import QualityLimits, Recipe
 from inspectd.records import Decision, FailOn, Inspection, MapF32, ModelIdentity, PixelsU8, Reason
 from inspectd.regions import Regions, find_regions
 from inspectd.viewport import MaskBool, Viewport, frame_size_error, nearest_kinds, stitch, viewport
+from inspectd.voting import decide
 
 _MOST_TILES_KEPT = 64
 """Windows of a frame with more tiles are not kept: 3 MB a tile and camera with the default backbone."""
@@ -147,24 +148,6 @@ class _Kept:
     moment: Moment
     view: Viewport
     memories: tuple[Any, ...]
-
-
-def decide(score: float, threshold: float, region_count: int, fail_on: FailOn) -> tuple[Decision, Reason]:
-    """The verdict. Only a finite score can pass.
-
-    >>> decide(0.7, 0.7, 0, FailOn.SCORE)
-    (<Decision.FAIL: 'fail'>, <Reason.ANOMALY: 'anomaly'>)
-    """
-    if not (math.isfinite(score) and math.isfinite(threshold)):
-        return Decision.ERROR, Reason.NOT_FINITE
-    match fail_on:
-        case FailOn.SCORE:
-            bad = score >= threshold
-        case FailOn.REGIONS:
-            bad = region_count > 0
-        case FailOn.EITHER:
-            bad = score >= threshold or region_count > 0
-    return (Decision.FAIL, Reason.ANOMALY) if bad else (Decision.PASS, Reason.OK)
 
 
 class Inspector:

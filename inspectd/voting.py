@@ -1,12 +1,13 @@
-"""Several frames of one part, one word: how they vote. Pure; for the worker and for replay alike."""
+"""What a score and regions mean, and how several frames of one part vote. Pure; for the worker and replay alike."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import fsum
 
-from inspectd.records import Decision, Inspection, Reason, VoteRule, Votes
+from inspectd.records import Decision, FailOn, Inspection, Reason, VoteRule, Votes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -19,6 +20,24 @@ class Ballot:
     inspection: Inspection
     index: int
     votes: Votes | None
+
+
+def decide(score: float, threshold: float, region_count: int, fail_on: FailOn) -> tuple[Decision, Reason]:
+    """The verdict. Only a finite score can pass.
+
+    >>> decide(0.7, 0.7, 0, FailOn.SCORE)
+    (<Decision.FAIL: 'fail'>, <Reason.ANOMALY: 'anomaly'>)
+    """
+    if not (math.isfinite(score) and math.isfinite(threshold)):
+        return Decision.ERROR, Reason.NOT_FINITE
+    match fail_on:
+        case FailOn.SCORE:
+            bad = score >= threshold
+        case FailOn.REGIONS:
+            bad = region_count > 0
+        case FailOn.EITHER:
+            bad = score >= threshold or region_count > 0
+    return (Decision.FAIL, Reason.ANOMALY) if bad else (Decision.PASS, Reason.OK)
 
 
 def vote(inspections: Sequence[Inspection], rule: VoteRule) -> Ballot:

@@ -11,9 +11,10 @@ import pytest
 from tests_inspection import GOLDEN, BrightDetector, Brightness, bright_recipe, dark_frame
 
 from inspectd.errors import ConfigError, SourceError
-from inspectd.inspection import Inspector, Moment, decide
+from inspectd.inspection import Inspector, Moment
 from inspectd.recipe import load_recipe
 from inspectd.records import Decision, FailOn, Reason
+from inspectd.voting import decide
 
 
 class Saying(BrightDetector):

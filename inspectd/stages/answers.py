@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from inspectd.journal import Entry
 from inspectd.records import (
     Decision,
+    FailOn,
     FrameInfo,
     Latency,
     Reason,
@@ -19,6 +20,7 @@ from inspectd.records import (
 from inspectd.stages.ledger import Answer
 from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Result, verdict_body, verdict_topic
+from inspectd.voting import decide
 
 NS_PER_MS = 1e6
 
@@ -34,12 +36,20 @@ class Frozen:
 
 
 def verdict_of(
-    answer: Answer, *, session: str, camera: str, recipe: RecipeInfo, now_ns: int, model_sha256: str | None = None
+    answer: Answer,
+    *,
+    session: str,
+    camera: str,
+    recipe: RecipeInfo,
+    now_ns: int,
+    model_sha256: str | None = None,
+    fail_on: FailOn | None = None,
 ) -> Verdict:
     """The verdict on one row. Anything that is not vouched for in full becomes an `error` here.
 
     Args:
         model_sha256: the only model that is believed; None: any.
+        fail_on: what makes a part bad: a pass that its own numbers deny is not believed; None: they are not asked.
     """
     row, outcome = answer.row, answer.outcome
     if isinstance(outcome, Verdict):  # an earlier publisher's, which passed these gates and was never sent
@@ -59,7 +69,13 @@ def verdict_of(
         captured_utc_ns=row.captured_utc_ns or None,
         latency_ms=_latency(row, None, now_ns),
     )
-    return verdict if isinstance(outcome, Reason) else _with_result(verdict, outcome, row, now_ns, model_sha256)
+    if isinstance(outcome, Reason):
+        return verdict
+    found = _with_result(verdict, outcome, row, now_ns)
+    if outcome.decision is Decision.ERROR:
+        return as_error(found, outcome.reason)
+    reason = _refusal(verdict, outcome, model_sha256, fail_on)
+    return found if reason is None else as_error(found, reason)
 
 
 def freeze(verdict: Verdict, mask_png: bytes | None) -> Frozen:
@@ -106,9 +122,9 @@ def as_error(verdict: Verdict, reason: Reason) -> Verdict:
     )
 
 
-def _with_result(verdict: Verdict, result: Result, accepted: Row, now_ns: int, model_sha256: str | None) -> Verdict:
+def _with_result(verdict: Verdict, result: Result, accepted: Row, now_ns: int) -> Verdict:
     row = accepted.seen_in(result.shot)
-    found = replace(
+    return replace(
         verdict,
         decision=result.decision,
         reason=result.reason,
@@ -123,13 +139,9 @@ def _with_result(verdict: Verdict, result: Result, accepted: Row, now_ns: int, m
         votes=result.votes,
         latency_ms=_latency(row, result, now_ns),
     )
-    if result.decision is Decision.ERROR:
-        return as_error(found, result.reason)
-    reason = _refusal(verdict, result, model_sha256)
-    return found if reason is None else as_error(found, reason)
 
 
-def _refusal(verdict: Verdict, result: Result, model_sha256: str | None) -> Reason | None:
+def _refusal(verdict: Verdict, result: Result, model_sha256: str | None, fail_on: FailOn | None) -> Reason | None:
     """Why a result is not believed: the gates after the model (contract I2)."""
     if result.score is None or not math.isfinite(result.score) or not math.isfinite(result.threshold):
         return Reason.NOT_FINITE
@@ -137,6 +149,10 @@ def _refusal(verdict: Verdict, result: Result, model_sha256: str | None) -> Reas
         return Reason.RECIPE_CHANGING
     if verdict.frame is None:
         return Reason.INTERNAL
+    if fail_on is not None and result.decision is Decision.PASS:
+        by_numbers, _ = decide(result.score, result.threshold, len(result.regions), fail_on)
+        if by_numbers is not Decision.PASS:
+            return Reason.INTERNAL
     expected = Reason.OK if result.decision is Decision.PASS else Reason.ANOMALY
     return None if result.reason is expected else Reason.INTERNAL
 

@@ -327,6 +327,7 @@ class Publisher:
             recipe=recipe,
             now_ns=now_ns,
             model_sha256=self._models.get(name),
+            fail_on=self._charge.recipes[name].decision.fail_on,
         )
         if verdict.model is not None and verdict.decision is not Decision.ERROR:
             self._models[name] = verdict.model.sha256

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from tests_records import MODEL, RECIPE, a_result, a_row, a_shot
 
-from inspectd.records import Decision, MaskPlace, Reason, RecipeInfo, Region, TimeKind, Verdict, VoteRule, Votes
+from inspectd.records import Decision, FailOn, MaskPlace, Reason, RecipeInfo, Region, TimeKind, Verdict, VoteRule, Votes
 from inspectd.stages.answers import freeze, verdict_of
 from inspectd.stages.ledger import Answer
+
+REGION = Region(id=1, bbox_xywh_px=(0, 0, 2, 2), area_px=4, centroid_xy_px=(1, 1), score_max=0.9, score_mean=0.8)
 
 
 def verdict_on(outcome: Any, **row: Any) -> Verdict:
@@ -80,6 +82,26 @@ def test_result_of_another_model_is_an_error() -> None:
     assert {decided(MODEL.sha256).decision, decided(None).decision} == {Decision.PASS}
 
 
+@pytest.mark.parametrize(
+    ("fail_on", "regions", "score", "decision"),
+    [
+        (FailOn.SCORE, (REGION,), 0.4, Decision.PASS),
+        (FailOn.SCORE, (), 0.5, Decision.ERROR),
+        (FailOn.REGIONS, (), 0.9, Decision.PASS),
+        (FailOn.REGIONS, (REGION,), 0.1, Decision.ERROR),
+        (FailOn.EITHER, (), 0.4, Decision.PASS),
+        (FailOn.EITHER, (REGION,), 0.4, Decision.ERROR),
+    ],
+)
+def test_pass_that_its_own_numbers_deny_is_an_error(
+    fail_on: FailOn, regions: tuple[Region, ...], score: float, decision: Decision
+) -> None:
+    """The worker's word counts only with a score below the threshold, and whatever else the recipe asks (I2)."""
+    answer = Answer(row=a_row(1), outcome=a_result(1, score=score, threshold=0.5, regions=regions))
+    verdict = verdict_of(answer, session="s", camera="cam1", recipe=RECIPE, now_ns=2_001_000, fail_on=fail_on)
+    assert verdict.decision is decision
+
+
 def test_result_without_a_frame_is_an_error() -> None:
     """A pass for a trigger whose frame never came is impossible."""
     assert verdict_on(a_result(1), frame_index=-1).decision is Decision.ERROR
@@ -93,9 +115,8 @@ def test_pass_with_another_reason_is_an_error() -> None:
 @pytest.mark.parametrize("reason", [reason for reason in Reason if reason not in (Reason.OK, Reason.ANOMALY)])
 def test_error_keeps_nothing_of_a_result(reason: Reason) -> None:
     """An error carries no regions, no mask and no score."""
-    region = Region(id=1, bbox_xywh_px=(0, 0, 2, 2), area_px=4, centroid_xy_px=(1, 1), score_max=0.9, score_mean=0.8)
     place = MaskPlace(origin_xy_px=(0, 0), size_wh_px=(2, 2))
-    verdict = verdict_on(a_result(1, decision=Decision.ERROR, reason=reason, regions=(region,), mask=place))
+    verdict = verdict_on(a_result(1, decision=Decision.ERROR, reason=reason, regions=(REGION,), mask=place))
     assert (verdict.decision, verdict.reason, verdict.score) == (Decision.ERROR, reason, None)
     assert freeze(verdict, b"png").mask_png is None
     assert json.loads(freeze(verdict, b"png").body)["regions"] == []
