@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import psutil
-from daemons import Daemon, Seen, file_camera, running, shared
+import pytest
+from daemons import Daemon, Seen, Subscriber, file_camera, running, shared
 
 MakeDaemon = Callable[..., Daemon]
 
@@ -121,57 +122,59 @@ def test_worker_that_cannot_start_again_at_first_is_tried_again(make_daemon: Mak
         assert daemon.process.poll() is None
 
 
-def test_trigger_that_is_asked_for_again_is_inspected_once(make_daemon: MakeDaemon) -> None:
-    """A capture that stands still takes a trigger only when it goes on: asked for twice by then, it is one part."""
+@pytest.fixture(scope="module")
+def external(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Subscriber]]:
+    """A camera that waits for triggers and would notice a repeated picture."""
     video = shared("data", "video", "bottle_bench_640x360.mp4")
-    daemon = make_daemon({"cam1": file_camera(video, pace="realtime", trigger='kind = "external"', loop=True)})
-    with running(daemon) as subscriber:
+    source = f'source = {{ kind = "file", path = "{video}", loop = true, frozen_after_s = 3 }}\n'
+    cameras = {"cam1": source + 'trigger = { kind = "external" }\n'}
+    with running(daemon := Daemon(folder=tmp_path_factory.mktemp("external"), cameras=cameras)) as subscriber:
         subscriber.until(lambda seen: seen.state == "ready")
-        capture = psutil.Process(pid_of(daemon, "capture-cam1"))
-        capture.suspend()
-        try:
-            assert not daemon.ask("trigger", camera="cam1", trigger_id="part 1")["ok"]
-            replies: list[dict[str, Any]] = []
-            again = Thread(
-                target=lambda: replies.append(daemon.ask("trigger", camera="cam1", trigger_id="part 1", wait=True))
-            )
-            again.start()
-            subscriber.read(0.1)
-        finally:
-            capture.resume()
-        again.join()
-        assert daemon.ask("trigger", camera="cam1", trigger_id="part 2", wait=True)["seq"] == 2
-        assert daemon.ask("trigger", camera="cam1", trigger_id="part 1")["seq"] == 1
-        seen = subscriber.until(lambda seen: len(seen.verdicts) == 2)
+        yield daemon, subscriber
+
+
+def test_trigger_that_is_asked_for_again_is_inspected_once(external: tuple[Daemon, Subscriber]) -> None:
+    """A capture that stands still takes a trigger only when it goes on: asked for twice by then, it is one part."""
+    daemon, subscriber = external
+    capture = psutil.Process(pid_of(daemon, "capture-cam1"))
+    capture.suspend()
+    try:
+        assert not daemon.ask("trigger", camera="cam1", trigger_id="part 1")["ok"]
+        replies: list[dict[str, Any]] = []
+        again = Thread(
+            target=lambda: replies.append(daemon.ask("trigger", camera="cam1", trigger_id="part 1", wait=True))
+        )
+        again.start()
+        subscriber.read(0.1)
+    finally:
+        capture.resume()
+    again.join()
+    assert daemon.ask("trigger", camera="cam1", trigger_id="part 2", wait=True)["seq"] == 2
+    assert daemon.ask("trigger", camera="cam1", trigger_id="part 1")["seq"] == 1
+    seen = subscriber.until(lambda seen: len(seen.verdicts) == 2)
     assert [each["trigger"]["id"] for each in seen.verdicts] == ["part 1", "part 2"]
     assert replies[0]["seq"] == 1
 
 
-def test_triggers_that_share_a_frame_are_both_inspected(make_daemon: MakeDaemon) -> None:
-    """Two requests before the next frame get that frame both; it is no repeated picture."""
-    video = shared("data", "video", "bottle_bench_640x360.mp4")
-    camera = (
-        f'source = {{ kind = "file", path = "{video}", loop = true, frozen_after_s = 3 }}\n'
-        'trigger = { kind = "external" }\n'
-    )
-    daemon = make_daemon({"cam1": camera})
-    with running(daemon) as subscriber:
-        subscriber.until(lambda seen: seen.state == "ready")
-        capture = psutil.Process(pid_of(daemon, "capture-cam1"))
-        capture.suspend()
-        asking = [
-            Thread(target=daemon.ask, args=("trigger",), kwargs={"camera": "cam1", "trigger_id": f"part {number}"})
-            for number in range(4)
-        ]
-        for each in asking:
-            each.start()
-        subscriber.read(0.1)
-        capture.resume()
-        for each in asking:
-            each.join()
-        seen = subscriber.until(lambda seen: len(seen.verdicts) == 4)
-    assert len({each["frame"]["index"] for each in seen.verdicts}) < 4
-    assert {each["decision"] for each in seen.verdicts} <= {"pass", "fail"}
+def test_triggers_that_share_a_frame_are_both_inspected(external: tuple[Daemon, Subscriber]) -> None:
+    """Requests before the next frame get that frame all; it is no repeated picture."""
+    daemon, subscriber = external
+    before = len(subscriber.seen.verdicts)
+    capture = psutil.Process(pid_of(daemon, "capture-cam1"))
+    capture.suspend()
+    asking = [
+        Thread(target=daemon.ask, args=("trigger",), kwargs={"camera": "cam1", "trigger_id": f"sharing {number}"})
+        for number in range(4)
+    ]
+    for each in asking:
+        each.start()
+    subscriber.read(0.1)
+    capture.resume()
+    for each in asking:
+        each.join()
+    verdicts = subscriber.until(lambda seen: len(seen.verdicts) == before + 4).verdicts[before:]
+    assert len({each["frame"]["index"] for each in verdicts}) < 4
+    assert {each["decision"] for each in verdicts} <= {"pass", "fail"}
 
 
 def test_twin_recipes_share_a_model_and_keep_their_names(make_daemon: MakeDaemon) -> None:

@@ -112,7 +112,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help=f"each fault {SHORT_TIMES} times (the default)")
     parser.add_argument("--hours", type=float, help="the long form: as many injections as fit about so long")
     parser.add_argument("--only", type=_rows, metavar="ROW,…", help="these rows alone; see --list")
-    parser.add_argument("--times", type=int, help="injections of each fault")
+    parser.add_argument("--times", type=int, help="injections of each fault; of messages and visits too")
     parser.add_argument("--minutes", type=float, help="of the soak")
     parser.add_argument("--seed", type=int, default=1, help="of the clip and of the moments")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything found, for machines")
@@ -150,6 +150,7 @@ def run(name: str, workshop: Workshop, stock: Stock, arguments: argparse.Namespa
         name=name,
         rng=random.Random(f"{arguments.seed} {name}"),
         times=max(1, times),
+        asked=arguments.times,
         long=bool(arguments.hours),
         minutes=arguments.minutes,
         workshop=workshop,

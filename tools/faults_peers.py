@@ -47,7 +47,7 @@ def stopped_subscriber(trial: Trial) -> None:
 
 def visits(trial: Trial) -> None:
     """Subscribers come and go."""
-    count = VISITS if trial.long else VISITS_SHORT
+    count = trial.asked or (VISITS if trial.long else VISITS_SHORT)
     with trial.daemon() as line:
         publisher = _Publisher(line)
         for _ in range(count):
@@ -65,7 +65,7 @@ def visits(trial: Trial) -> None:
 
 def fuzz(trial: Trial) -> None:
     """Malformed, truncated, huge and hostile messages on every socket, inside and outside."""
-    count = MESSAGES if trial.long else MESSAGES_SHORT
+    count = trial.asked or (MESSAGES if trial.long else MESSAGES_SHORT)
     replies_ms: list[float] = []
     with trial.daemon() as line, zmq.Context() as context:
         endpoints = _endpoints(line)

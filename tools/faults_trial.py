@@ -36,6 +36,8 @@ class Trial:
     name: str
     rng: random.Random
     times: int
+    asked: int | None
+    """The times that somebody asked for by number."""
     long: bool
     minutes: float | None
     workshop: Workshop
