@@ -75,7 +75,7 @@ def fuzz(trial: Trial) -> None:
         while trial.injected < count:
             for name, endpoint in endpoints.items():
                 trial.injected += _rubbish(trial.rng, context, name, endpoint, 60)
-            replies_ms.append(_ask_ms(polite))
+            replies_ms += [_ask_ms(polite) for _ in range(4)]
         polite.close(0)
         now = line.daemon.pids(line.witness)
         trial.must(now == pids, f"a process was replaced: {sorted(k for k in pids if now.get(k) != pids[k])}")
@@ -92,9 +92,17 @@ def fuzz(trial: Trial) -> None:
 
 
 def _endpoints(line: Line) -> dict[str, str]:
-    """The two public sockets, and every one inside."""
-    inside = {path.name: f"ipc://{path}" for path in sorted(Path(line.daemon.sockets, "run").iterdir())}
+    """The two public sockets, and every one inside that somebody listens on."""
+    inside = {
+        path.name: f"ipc://{path}" for path in sorted(Path(line.daemon.sockets, "run").iterdir()) if _listens(path)
+    }
     return {"verdicts": line.daemon.verdicts, "control": line.daemon.control} | inside
+
+
+def _listens(path: Path) -> bool:
+    """Whether its generation lives: dead ones leave their sockets until the next start."""
+    with unix.socket(unix.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _rubbish(rng: random.Random, context: AnyContext, name: str, endpoint: str, count: int) -> int:

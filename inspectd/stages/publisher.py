@@ -49,6 +49,7 @@ RETURN_NS = 250_000_000
 nobody hears is lost."""
 TURN_S = 0.05
 LOST_RESULT_NS = 2_000_000_000
+RESULTS_NS = 5_000_000
 REFUSED_TOLD_NS = 1_000_000_000
 DRAIN_NS = 2_200_000_000
 CLOSE_S = 0.8
@@ -224,6 +225,8 @@ class Publisher:
                     ledger.fail(row.seq, now.gate)
 
     def _take_results(self) -> None:
+        """What the worker sent, for a short time a turn: nobody who floods the socket holds up the heartbeat."""
+        until_ns = time.monotonic_ns() + RESULTS_NS
         for parts in self._results.drain():
             try:
                 if parts[0] == b"":
@@ -232,6 +235,8 @@ class Publisher:
                     self._take_result(parts)
             except (TransportError, LookupError, TypeError, ValueError) as error:  # no worker of ours wrote that
                 self._refuse_result(" ".join(str(error).split())[:200])
+            if time.monotonic_ns() > until_ns:
+                return
 
     def _refuse_result(self, error: str) -> None:
         """One line a second at most: a flood must cost neither the turn its time nor the log its disk."""
