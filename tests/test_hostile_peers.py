@@ -173,6 +173,24 @@ def test_garbage_on_a_socket_stops_nothing(scene: Scene, where: str) -> None:
     scene.goes_on()
 
 
+def test_what_comes_on_the_way_of_commands_is_thrown_away(scene: Scene) -> None:
+    """Nobody there waits for a word: thousands of strangers' messages are neither kept nor looked at twice."""
+    (place,) = (scene.daemon.folder / "state" / "run").glob("publisher-*.commands")
+    memory = scene.publisher.memory_info().rss
+    with zmq.Context() as context:
+        for _ in range(60):
+            with context.socket(zmq.DEALER) as stranger:
+                stranger.set(zmq.LINGER, 1000)
+                stranger.connect(f"ipc://{place}")
+                for _ in range(100):
+                    stranger.send_multipart([b"x" * 5000, b"", b"x"])
+    scene.goes_on()
+    assert settled(lambda: scene.publisher.memory_info().rss - memory, 10e6)
+    busy_s = sum(scene.publisher.cpu_times()[:2])
+    time.sleep(1)
+    assert sum(scene.publisher.cpu_times()[:2]) - busy_s < 0.6
+
+
 def test_results_that_no_worker_sent_are_refused(scene: Scene) -> None:
     """A peer on the inner socket that speaks like a worker, but nonsense: each is a line in the log and no verdict."""
     dice = random.Random(3)

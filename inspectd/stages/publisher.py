@@ -151,6 +151,7 @@ class Publisher:
         self._turned_ns = now_ns
         for _ in self._wakes.drain():
             pass
+        self._commands.throw_away()
         self._take_rows()
         self._stations.look()
         self._take_late_gates()

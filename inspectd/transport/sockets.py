@@ -288,7 +288,7 @@ class ControlSocket(_PublicSocket):
 
 
 class Commands(_Socket):
-    """The publisher's end (ROUTER, bound) of the channel on which children take commands and answer them."""
+    """The publisher's end (ROUTER, bound) of the channel on which children take commands."""
 
     def __init__(self, endpoint: str) -> None:
         socket = _context().socket(zmq.ROUTER)
@@ -304,11 +304,10 @@ class Commands(_Socket):
         """Sends a command to a child; False where it is not connected or does not read."""
         return self._try_send([child.encode(), body])
 
-    def replies(self) -> Iterator[tuple[str, bytes]]:
-        """Yields `(child, body)` of each waiting reply."""
-        for parts in self.drain():
-            if len(parts) == 2:
-                yield parts[0].decode("ascii", "replace"), parts[1]
+    def throw_away(self) -> None:
+        """Children do not answer: what waits here is a stranger's, and nobody else would ever take it away."""
+        for _ in self._requests():
+            pass
 
 
 class CommandLine(_Socket):
@@ -337,10 +336,6 @@ class CommandLine(_Socket):
         self.follow()
         for parts in self.drain():
             yield parts[-1]
-
-    def reply(self, body: bytes) -> bool:
-        """Answers; False where the publisher does not read."""
-        return self._try_send([body])
 
     def _dealer(self) -> zmq.Socket[bytes]:
         socket = _context().socket(zmq.DEALER)
