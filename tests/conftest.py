@@ -13,6 +13,17 @@ from rtsp_servers import RtspServer
 collect_ignore = ["gst_camera.py", "shims"]  # imported by other programs: the system's Python, the daemons
 
 
+STARTERS = {"daemons", "rtsp_servers", "tests_cli"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts processes runs one after the other, with `-n 2 --dist loadgroup` beside all the rest."""
+    for item in items:
+        used = {getattr(each, "__module__", None) for each in vars(getattr(item, "module", item)).values()}
+        if used & STARTERS:
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
 def pytest_configure() -> None:
     """A run in the background of a script ignores SIGINT, and so would every program that the tests send Ctrl-C to."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
