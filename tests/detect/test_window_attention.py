@@ -87,7 +87,9 @@ def plain(query, key, value, out, *, length, heads):
 
 
 @pytest.mark.parametrize(
-    ("attend", "sound"), [(plain, True), (shifted, False), (leaking, False), (hiding, False)], ids=str
+    ("attend", "sound"),
+    [(plain, True), (shifted, False), (leaking, False), (hiding, False)],
+    ids=lambda one: one.__name__ if callable(one) else str(one),
 )
 def test_check_tells_right_from_wrong(attend: Callable[..., None], sound: bool):
     """What is checked before the kernel is used: a wrong mask, NaN that spreads and NaN that is lost are refused."""
