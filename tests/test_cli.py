@@ -117,7 +117,7 @@ def test_unknown_weights_name_the_known_ones(tmp_path) -> None:
 
 
 def test_ctrl_c_while_starting_is_no_traceback() -> None:
-    """Whenever Ctrl-C comes during the imports of `run`, the end is quiet: 0, or 130 where the verb is not reached."""
+    """Whenever Ctrl-C comes during the imports of `run`, the end is quiet; at the interpreter's own end it kills."""
     for delay_s in (0.15, 0.4, 0.8):
         with subprocess.Popen(
             [sys.executable, "-c", "import inspectd.__main__ as m; print(flush=True); m.main()", "run", "-c", "/none"],
@@ -132,7 +132,7 @@ def test_ctrl_c_while_starting_is_no_traceback() -> None:
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=PATIENCE_S)
         assert b"Traceback" not in said
-        assert process.returncode in (0, 3, 130)
+        assert process.returncode in (0, 3, 130, -signal.SIGINT)
 
 
 def test_ctrl_c_behind_an_import_error_is_still_ctrl_c() -> None:

@@ -36,7 +36,7 @@ def look_at(daemon: Daemon) -> list[Finding]:
     return list(look(load_settings(daemon.config)))
 
 
-def test_everything_right_exits_zero(configured: Daemon) -> None:
+def test_all_right_exits_zero(configured: Daemon) -> None:
     """A right configuration is a table without a wrong row, exit 0; and no state folder was made."""
     said = inspectd("check", "--config", configured.config)
     assert said.code == 0, said.out + said.err
