@@ -45,7 +45,7 @@ def test_model_takes_its_time_and_says_what_is_ready(tmp_path: Path):
     model = small_detector(tmp_path)
     asked: list[int] = []
     score, model.score = model.score, lambda crops, **more: (asked.append(len(crops)), score(crops, **more))
-    found = TimedModel(model, ReadyMaps(2, model.grid_hw)).score(some_crops(4))
+    found = TimedModel(model, 2).score(some_crops(4))
     assert asked == [4]
     assert [one.score > 0.5 for one in found] == [False, True] * 2
     assert all((one.map.max() > 0.5) == (one.score > 0.5) and one.map.shape == model.grid_hw for one in found)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,7 +153,7 @@ class Rig:
         if self.model is None:
             return ReadyMaps(self.failing_every)
         model = self.model.build(beat)
-        return TimedModel(model, ReadyMaps(self.failing_every, model.grid_hw))
+        return TimedModel(model, self.failing_every)
 
 
 def _live(rig: Rig, charge: Charge, stage: Stage) -> None:
@@ -271,29 +272,17 @@ class ReadyMaps:
         return Ready(HOT, self._hot) if failing else Ready(COLD, self._cold)
 
 
-class TimedModel:
+class TimedModel(ReadyMaps):
     """A model that takes its time, and whose words are ready maps: what random weights say has regions everywhere."""
 
-    identity = ReadyMaps.identity
+    def __init__(self, model: CropDetector, failing_every: int) -> None:
+        super().__init__(failing_every, model.grid_hw)
+        self._model = model
 
-    def __init__(self, model: CropDetector, maps: ReadyMaps) -> None:
-        self._model, self._maps = model, maps
-        self.grid_hw = maps.grid_hw
-
-    def score(
-        self,
-        crops_rgb: Sequence[PixelsU8],
-        *,
-        regions: Sequence[NDArray[np.bool_] | None] | None = None,
-        localise_from: float | None = None,
-        memories: Sequence[None] | None = None,
-    ) -> list[Ready]:
+    def score(self, crops_rgb: Sequence[PixelsU8], **how: Any) -> list[Ready]:
         """The next ready maps, when the model has scored the crops."""
-        self._model.score(crops_rgb, regions=regions, localise_from=localise_from, memories=memories)
-        return self._maps.score(crops_rgb)
-
-    def memory(self) -> None:
-        """Nothing is reused."""
+        self._model.score(crops_rgb, **how)
+        return super().score(crops_rgb)
 
     def enroll(self, references_rgb: Sequence[PixelsU8]) -> None:
         """Lets the model compare with the references."""

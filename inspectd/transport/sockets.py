@@ -206,18 +206,14 @@ class VerdictSocket(_PublicSocket):
         self._admitted = frozenset(topic[:end] for topic in topics for end in range(len(topic) + 1))
         self._previews: Counter[bytes] = Counter()
         self._refused: Counter[int] = Counter()
-        self.floods = 0
-
-    @property
-    def flooded(self) -> bool:
+        self.flooded = False
         """Whether somebody subscribed to whatever came to his mind."""
-        return self.floods > 0
 
     def reopen(self) -> None:
         """See `_PublicSocket.reopen`."""
         self._previews.clear()
         self._refused.clear()
-        self.floods = 0
+        self.flooded = False
         super().reopen()
 
     def send(self, topic: bytes, body: bytes, mask: bytes | None = None) -> None:
@@ -244,7 +240,7 @@ class VerdictSocket(_PublicSocket):
         """A peer who goes on and on is disconnected; one of good will comes back by himself."""
         self._refused[source] += 1
         if self._refused[source] > MAX_REFUSED:
-            self.floods += 1
+            self.flooded = True
             _hang_up(source, self._endpoint)
             self._refused.clear()  # descriptors are used again
 

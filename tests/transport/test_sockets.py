@@ -237,7 +237,7 @@ def test_a_flood_of_subscriptions_delays_nobody(tmp_path: Path, peer: Callable[[
         before_bytes, longest_s, sent = resident_bytes(), 0.0, 0
         flood = started(subscribe_to_everything, endpoint, 100_000)
         until_s = time.monotonic() + 3
-        while time.monotonic() < until_s or not verdicts.floods:
+        while time.monotonic() < until_s or not verdicts.flooded:
             wait([verdicts], 0.01)
             begun_s = time.monotonic()
             verdicts.serve_subscriptions()
