@@ -18,6 +18,8 @@ import zmq
 
 from inspectd.journal import Entry
 from inspectd.records import Decision, TriggerKind
+from inspectd.stages.audit import Audit
+from inspectd.stages.lifecycle import Charge, Stage, live
 from inspectd.stages.spill import Spill
 from inspectd.transport.ring import Ring
 from inspectd.transport.tickets import CameraView, NewRow, Table
@@ -159,3 +161,22 @@ def subscribe_to_everything(endpoint: str, count: int) -> None:
             socket.send(b"\1preview/cam%d" % number + b"x" * 80)
         while True:
             socket.poll(100)
+
+
+def publish(charge: Charge) -> None:
+    """A publisher."""
+    live(charge, Stage.PUBLISHER)
+
+
+def publish_but_stop(charge: Charge) -> None:
+    """A publisher that SIGSTOP meets between its first commit and the send."""
+    commit = Audit.commit
+
+    def commit_and_stop(audit: Audit, *args: Any) -> Any:
+        Audit.commit = commit
+        committed = commit(audit, *args)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return committed
+
+    Audit.commit = commit_and_stop
+    publish(charge)

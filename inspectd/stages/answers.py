@@ -34,6 +34,11 @@ class Frozen:
     body: bytes
     mask_png: bytes | None
 
+    @property
+    def is_error(self) -> bool:
+        """Whether it vouches for nothing."""
+        return self.verdict.decision is Decision.ERROR
+
 
 def verdict_of(
     answer: Answer,

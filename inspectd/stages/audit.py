@@ -14,6 +14,8 @@ from inspectd.stages.journaling import Commit, JournalWriter
 COMMIT_NS = 150_000_000
 """A commit is waited for so long at most: heartbeats go on in time, and a journal that is slower has stalled."""
 
+SEND_NS = 1_000_000
+"""What a deadline leaves for the send, when a commit is waited for no longer."""
 MEANWHILE_S = 0.002
 
 
@@ -54,7 +56,7 @@ class Audit:
         of what is committed, for then it would not be true any more.
         """
         patience_ns = max(self._reserve_ns, min([now_ns + COMMIT_NS, *dues_ns]) - now_ns)
-        return max(0, min([patience_ns, *(each - now_ns for each in deadlines_ns)]))
+        return max(0, min([patience_ns, *(each - SEND_NS - now_ns for each in deadlines_ns)]))
 
     def commit(
         self, frozen: list[Frozen], patience_ns: int, meanwhile: Callable[[], None] = lambda: None

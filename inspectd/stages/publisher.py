@@ -157,7 +157,7 @@ class Publisher:
         self._take_late_gates()
         self._take_results()
         self._notice_lost_work(now_ns)
-        self._answer_all(now_ns)
+        self._answer_all()
         self._relieve_memory(now_ns)
         self._serve_subscriptions()
         self._requests.serve(now_ns)
@@ -290,11 +290,11 @@ class Publisher:
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def _answer_all(self, now_ns: int) -> None:
+    def _answer_all(self) -> None:
+        now_ns = time.monotonic_ns()  # taking results took its time of the turn
         overdue = self._overdue_reason()
+        answers: list[Answer] = []
         frozen: list[Frozen] = []
-        dues_ns: list[int] = []
-        deadlines_ns: list[int] = []
         for name, ledger in self._ledgers.items():
             if (station := self._stations.get(name)) is not None:  # it stands behind all cameras in the table
                 for each in frozen:
@@ -302,15 +302,43 @@ class Publisher:
                 for found, mask_png in station.decided(now_ns):
                     ledger.resolve(found, mask_png)
             for answer in ledger.collect(now_ns, overdue if station is None else Reason.CAMERA_LOST):
+                answers.append(answer)
                 frozen.append(self._freeze(name, answer, now_ns))
-                if deadline_ns := answer.row.deadline_ns:
-                    dues_ns.append(deadline_ns - self._reserve_ns)
-                    if frozen[-1].verdict.decision is not Decision.ERROR:  # an error may come late, and often does
-                        deadlines_ns.append(deadline_ns)
         if frozen:
-            patience_ns = self._audit.patience_ns([*dues_ns, *self._dues_ns()], deadlines_ns, time.monotonic_ns())
-            for each in self._audit.commit(frozen, patience_ns, self._requests.note):
-                self._publish(each)
+            patience_ns = self._patience_to_commit_ns(answers, frozen)
+            self._publish_all(answers, self._audit.commit(frozen, patience_ns, self._requests.note))
+
+    def _patience_to_commit_ns(self, answers: list[Answer], frozen: list[Frozen]) -> int:
+        pairs = zip(answers, frozen, strict=True)
+        timed = [(deadline_ns, each) for answer, each in pairs if (deadline_ns := answer.row.deadline_ns)]
+        dues_ns = [deadline_ns - self._reserve_ns for deadline_ns, _ in timed]
+        pressed_ns = [deadline_ns for deadline_ns, each in timed if not each.is_error]  # an error may come late
+        return self._audit.patience_ns([*dues_ns, *self._dues_ns()], pressed_ns, time.monotonic_ns())
+
+    def _publish_all(self, answers: list[Answer], ready: list[Frozen]) -> None:
+        """Sends what is committed, in order; what was held up beyond its deadline, as the error that it is."""
+        for number, answer in enumerate(answers):
+            if _is_over(answer, ready[number], time.monotonic_ns()):
+                self._replace_late(answers, ready, number)
+            self._publish(ready[number])
+
+    def _replace_late(self, answers: list[Answer], ready: list[Frozen], first: int) -> None:
+        """Commits anew what is late by now, and a station's words where they rest on what is."""
+        now_ns = time.monotonic_ns()
+        late: list[int] = []
+        for number in range(first, len(answers)):
+            verdict, station = ready[number].verdict, self._stations.get(ready[number].verdict.camera)
+            misheard = station is not None and verdict.members != station.members(verdict.seq)
+            if _is_over(answers[number], ready[number], now_ns) or (misheard and not ready[number].is_error):
+                answer = replace(answers[number], outcome=Reason.LATE, mask_png=None)
+                ready[number] = self._freeze(verdict.camera, answer, now_ns)
+                self._stations.heard(ready[number].verdict)
+                late.append(number)
+        get_logger().warning("verdicts_late", count=len(late))
+        patience_ns = self._patience_to_commit_ns(answers[first:], ready[first:])
+        committed = self._audit.commit([ready[number] for number in late], patience_ns, self._requests.note)
+        for number, each in zip(late, committed, strict=True):
+            ready[number] = each
 
     def _dues_ns(self) -> Iterator[int]:
         return (due for ledger in self._ledgers.values() if (due := ledger.next_due_ns()) is not None)
@@ -442,3 +470,8 @@ class Publisher:
         finish_sockets()
         with contextlib.suppress(OSError):
             self._life.beat()
+
+
+def _is_over(answer: Answer, each: Frozen, now_ns: int) -> bool:
+    """Whether it is too late to say anything but that it is late."""
+    return 0 < answer.row.deadline_ns < now_ns and not each.is_error

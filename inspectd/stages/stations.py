@@ -249,6 +249,11 @@ class Stations:
         if (station := self._of_camera.get(name)) is not None:
             station.take(name, row)
 
+    def heard(self, verdict: Verdict) -> None:
+        """A camera has other words than were heard, without a mask: its station's business, where it has one."""
+        if (station := self._of_camera.get(verdict.camera)) is not None:
+            station.heard(verdict, None)
+
     def look(self) -> None:
         """A station has no capture: what that would say of its state is said here."""
         for name, station in self.by_name.items():

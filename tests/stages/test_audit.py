@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inspectd.stages.audit import COMMIT_NS, Audit
+from inspectd.stages.audit import COMMIT_NS, SEND_NS, Audit
 from inspectd.stages.journaling import JournalWriter
 from inspectd.stages.spill import Spill
 from inspectd.transport.memory import sweep
@@ -31,7 +31,7 @@ def audit(tmp_path: Path) -> Iterator[Audit]:
         (10**9, 10**9, COMMIT_NS),
         (50_000_000, 70_000_000, 50_000_000),
         (1_000_000, 21_000_000, RESERVE_NS),
-        (-12_000_000, 8_000_000, 8_000_000),
+        (-12_000_000, 8_000_000, 8_000_000 - SEND_NS),
         (-30_000_000, -10_000_000, 0),
     ],
     ids=["nobody waits", "another falls due", "the reserve", "its own deadline is near", "it is over"],

@@ -6,22 +6,22 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from daemons import Daemon, Subscriber, file_camera
+from psutil import STATUS_STOPPED, Process
 from tests_records import a_verdict
-from victims import row_of
+from victims import publish, publish_but_stop, row_of, until
 
 from inspectd.journal import Entry, Journal
 from inspectd.recipe import load_recipe
 from inspectd.records import Decision, Reason
 from inspectd.settings import load_settings
 from inspectd.stages.answers import entry_of, freeze
-from inspectd.stages.lifecycle import Charge, Stage, live
+from inspectd.stages.lifecycle import Charge
 from inspectd.stages.spill import Spill
 from inspectd.transport.memory import sweep
 from inspectd.transport.tickets import Table
@@ -30,25 +30,28 @@ SESSION = "5e5510" + "0" * 26
 
 
 class Scene:
-    """What a daemon of one camera has in memory and on disk, without its processes."""
+    """What a daemon has in memory and on disk, without its processes: one camera, or those of a station."""
 
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self.daemon = Daemon(folder=folder, cameras={"cam1": file_camera(folder / "none.mp4")})
+    def __init__(self, folder: Path, prefix: str, station: tuple[str, ...] = ()) -> None:
+        camera = file_camera(folder / "none.mp4", pace="realtime", trigger='kind = "external"' if station else "")
+        extra = f'[stations.side]\ncameras = {list(station)}\nmatch = "trigger"' if station else ""
+        self.daemon = Daemon(folder=folder, cameras=dict.fromkeys(station or ("cam1",), camera), extra=extra)
         self.settings = load_settings(self.daemon.config)
         self.settings.sockets_dir.mkdir(parents=True)
+        names = [*self.settings.cameras, *self.settings.stations]
         self.table = Table.create(
-            f"{prefix}-table", session=SESSION, cameras=["cam1"], children=["publisher", "worker"], started_ns=1
+            f"{prefix}-table", session=SESSION, cameras=names, children=["publisher", "worker"], started_ns=1
         )
         self.table.publisher_generation, self.table.accepting = 2, True
         self.spill = Spill.create(self.table.spill_name, 100_000)
         self.view = self.table.camera(0)
 
-    def accept(self, seq: int, *, due_in_s: float = 0.0) -> None:
+    def accept(self, seq: int, *, due_in_s: float = 0.0, camera: int = 0, trigger_id: str | None = None) -> None:
         """A frame that capture accepted; it is overdue where that is negative, and never where it is 0."""
         now_ns = time.monotonic_ns()
         deadline_ns = now_ns + round(due_in_s * 1e9) if due_in_s else 0
-        row = replace(row_of(seq), trigger_id=None, part_id=None, accepted_ns=now_ns, deadline_ns=deadline_ns)
-        assert self.view.accept(row) == seq
+        row = row_of(seq, trigger_id=trigger_id, part_id=None, accepted_ns=now_ns, deadline_ns=deadline_ns)
+        assert self.table.camera(camera).accept(row) == seq
 
     def journal(self, *entries: Entry) -> None:
         """What the dead publisher had committed."""
@@ -65,9 +68,9 @@ class Scene:
             reader.close()
 
     @contextmanager
-    def publisher(self) -> Iterator[Subscriber]:
+    def publisher(self, work: Callable[[Charge], None] = publish) -> Iterator[Subscriber]:
         """A living publisher, the second generation, and a subscriber that waited for it."""
-        recipes = {"cam1": load_recipe(self.settings.recipe_path("cam1"))}
+        recipes = {name: load_recipe(self.settings.recipe_path(name)) for name in self.settings.cameras}
         charge = Charge(
             parent_pid=os.getpid(),
             table_name=self.table.name,
@@ -77,8 +80,9 @@ class Scene:
             recipes=recipes,
         )
         subscriber = Subscriber(self.daemon.verdicts)
-        process = multiprocessing.get_context("spawn").Process(target=live, args=(charge, Stage.PUBLISHER))
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(charge,))
         process.start()
+        self.process = Process(process.pid)
         try:
             yield subscriber
             os.kill(process.pid, signal.SIGTERM)
@@ -89,11 +93,30 @@ class Scene:
             process.join()
             subscriber.close()
 
+    @contextmanager
+    def held_up(self, subscriber: Subscriber) -> Iterator[None]:
+        """What is accepted in here is committed in one turn, and sent no sooner than half a second later."""
+        subscriber.until(lambda seen: bool(seen.heartbeats))
+        self.process.suspend()
+        yield
+        until_s = time.monotonic() + 0.5
+        self.process.resume()
+        assert until(lambda: self.process.status() == STATUS_STOPPED)
+        time.sleep(max(0.0, until_s - time.monotonic()))
+        self.process.resume()
+
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     prefix = f"inspectd-test{os.getpid()}"
     yield Scene(tmp_path / "d", prefix)
+    sweep(prefix)
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Iterator[Scene]:
+    prefix = f"inspectd-test{os.getpid()}"
+    yield Scene(tmp_path / "d", prefix, station=("left", "right"))
     sweep(prefix)
 
 
@@ -138,3 +161,28 @@ def test_words_that_replaced_others_in_flight_are_journaled_by_the_next_publishe
         seen = subscriber.until(lambda seen: seen.seqs("cam1") == [3])
     assert [entry.body for entry in scene.journaled()] == [*(each.body for each in sent), *seen.raw.values()]
     assert scene.spill.entries() == []
+
+
+def test_a_pass_that_is_held_up_before_its_send_is_late_in_the_journal_too(scene: Scene) -> None:
+    """The publisher stands still between commit and send: what is over by then goes out as an error, the rest as it
+    is."""
+    scene.journal(verdict(1), verdict(2))
+    with scene.publisher(publish_but_stop) as subscriber:
+        with scene.held_up(subscriber):
+            scene.accept(1, due_in_s=0.4)
+            scene.accept(2, due_in_s=60.0)
+        seen = subscriber.until(lambda seen: len(seen.verdicts) == 2)
+    assert [(each["reason"], each["journaled"]) for each in seen.verdicts] == [("late", True), ("ok", True)]
+    assert [entry.body for entry in scene.journaled()] == list(seen.raw.values())
+
+
+def test_a_station_does_not_vouch_for_what_went_out_late(station: Scene) -> None:
+    """One of its cameras is held up beyond its deadline: the word on the part, in time by itself, is an error too."""
+    station.journal(*(verdict(1, camera=name) for name in ("left", "right")))
+    with station.publisher(publish_but_stop) as subscriber:
+        with station.held_up(subscriber):
+            station.accept(1, camera=1, due_in_s=60.0, trigger_id="t")
+            station.accept(1, camera=0, due_in_s=0.4, trigger_id="t")
+        seen = subscriber.until(lambda seen: len(seen.verdicts) == 3)
+    assert {each["camera"]: each["reason"] for each in seen.verdicts} == {"left": "late", "right": "ok", "side": "late"}
+    assert [each["reason"] for each in seen.verdicts[-1]["members"]] == ["late", "ok"]
