@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from inspectd.errors import InspectdError, TransportError
-from inspectd.transport.sockets import Requester, Subscription
+from inspectd.transport.clients import Requester, Subscription
 
 SILENCE_S = 0.6
 START_PATIENCE_S = 3.0

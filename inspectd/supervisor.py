@@ -34,8 +34,8 @@ from inspectd.stages.spill import Spill
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, open_journal, segment_prefix
 from inspectd.stages.station_rules import stations_error
 from inspectd.transport.memory import require_capacity, sweep
+from inspectd.transport.pipes import sweep_stage_endpoints
 from inspectd.transport.ring import Ring
-from inspectd.transport.sockets import sweep_stage_endpoints
 from inspectd.transport.tickets import CameraView, Table
 from inspectd.viewport import frame_size_error
 

@@ -28,7 +28,7 @@ from inspectd.client import (
     subscribe,
 )
 from inspectd.errors import TransportError
-from inspectd.transport.sockets import VerdictSocket
+from inspectd.transport.endpoints import VerdictSocket
 from inspectd.transport.wire import topics
 
 EVERYTHING = ("verdict/", "event/")

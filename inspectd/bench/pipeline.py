@@ -27,7 +27,7 @@ from inspectd.bench.processes import children, cpu_s, memory_mb
 from inspectd.bench.rig import RandomModel, Rig
 from inspectd.client import Client
 from inspectd.errors import ConfigError, ExitCode, TransportError
-from inspectd.transport.sockets import Subscription
+from inspectd.transport.clients import Subscription
 
 START_S = 300.0
 LEAD_S = 0.5

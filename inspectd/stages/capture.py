@@ -23,8 +23,8 @@ from inspectd.sources.presence import Part, Parts, Taken
 from inspectd.sources.timing import Backoff
 from inspectd.sources.triggers import Continuous, External, Request
 from inspectd.stages.lifecycle import Life
+from inspectd.transport.pipes import CommandLine, Outbox, stage_endpoint
 from inspectd.transport.ring import Ring
-from inspectd.transport.sockets import CommandLine, Outbox, stage_endpoint
 from inspectd.transport.tickets import ROWS, NewRow, Shot
 
 READ_S = 0.05

@@ -19,7 +19,7 @@ from inspectd.log import get_logger
 from inspectd.records import Decision, Inspection
 from inspectd.settings import Evidence
 from inspectd.stages.preview import picture_bgr
-from inspectd.transport.sockets import Outbox
+from inspectd.transport.pipes import Outbox
 from inspectd.transport.wire import Extra, PictureHead, picture_parts
 
 JPEG_QUALITY = 90

@@ -29,18 +29,10 @@ from inspectd.stages.stations import Stations, verdict_at
 from inspectd.stages.valve import Relief, Valve, give_back, resident_bytes
 from inspectd.telemetry import Metrics, MetricsServer
 from inspectd.transport import wire
+from inspectd.transport.endpoints import LINGER_STOP_MS, ControlSocket, VerdictSocket
+from inspectd.transport.pipes import MAX_RESULT_BYTES, Commands, Inbox, stage_endpoint
 from inspectd.transport.rows import unreadable
-from inspectd.transport.sockets import (
-    LINGER_STOP_MS,
-    MAX_RESULT_BYTES,
-    Commands,
-    ControlSocket,
-    Inbox,
-    VerdictSocket,
-    finish_sockets,
-    stage_endpoint,
-    wait,
-)
+from inspectd.transport.sockets import finish_sockets, wait
 from inspectd.transport.tickets import ROWS, CameraView
 
 HEARTBEAT_NS = 200_000_000

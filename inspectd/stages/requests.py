@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from inspectd.stages.lifecycle import Life
     from inspectd.stages.stations import Station
     from inspectd.telemetry import Metrics
-    from inspectd.transport.sockets import Commands, ControlSocket
+    from inspectd.transport.endpoints import ControlSocket
+    from inspectd.transport.pipes import Commands
     from inspectd.transport.tickets import ChildView, Row
 
 T = TypeVar("T")

@@ -25,8 +25,9 @@ from inspectd.stages.batching import Batcher, Ticket
 from inspectd.stages.lifecycle import Life, Stage
 from inspectd.stages.pictures import Exposure, Pictures
 from inspectd.stages.preview import PreviewClock, preview_jpeg
+from inspectd.transport.pipes import Inbox, Outbox, stage_endpoint
 from inspectd.transport.ring import Ring
-from inspectd.transport.sockets import Inbox, Outbox, stage_endpoint, wait
+from inspectd.transport.sockets import wait
 from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Extra, PictureHead, Result, picture_parts, result_bytes
 from inspectd.voting import Ballot, vote

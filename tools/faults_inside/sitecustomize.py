@@ -135,7 +135,7 @@ def spells_bad(picture_bgr: Any) -> bool | None:
     return bool(centre.mean() > 127)
 
 
-def sockets(module: ModuleType) -> None:
+def pipes(module: ModuleType) -> None:
     def around(send: Callable[..., Any]) -> Callable[..., Any]:
         def spied(self: Any, parts: Any) -> Any:
             die_at("wake")
@@ -144,17 +144,21 @@ def sockets(module: ModuleType) -> None:
         return spied
 
     wrap(module.Outbox, "send", around)
-    if "double_publish" in BUGS:
 
-        def twice(send: Callable[..., Any]) -> Callable[..., Any]:
-            def sent(self: Any, topic: bytes, *parts: Any) -> None:
+
+def endpoints(module: ModuleType) -> None:
+    if "double_publish" not in BUGS:
+        return
+
+    def twice(send: Callable[..., Any]) -> Callable[..., Any]:
+        def sent(self: Any, topic: bytes, *parts: Any) -> None:
+            send(self, topic, *parts)
+            if topic.startswith(b"verdict/") and every_now_and_then():
                 send(self, topic, *parts)
-                if topic.startswith(b"verdict/") and every_now_and_then():
-                    send(self, topic, *parts)
 
-            return sent
+        return sent
 
-        wrap(module.VerdictSocket, "send", twice)
+    wrap(module.VerdictSocket, "send", twice)
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
@@ -221,7 +225,8 @@ def every_now_and_then() -> bool:
 WRAPPED = {
     "inspectd.transport.tickets": tickets,
     "inspectd.transport.ring": ring,
-    "inspectd.transport.sockets": sockets,
+    "inspectd.transport.pipes": pipes,
+    "inspectd.transport.endpoints": endpoints,
     "inspectd.detect.clip": clip,
     "inspectd.inspection": inspection,
     "inspectd.stages.ledger": ledger,

@@ -1,4 +1,4 @@
-"""Real sockets: hostile peers cost the others nothing, and a held endpoint is named."""
+"""The public sockets, real: hostile peers cost the others nothing, and a held endpoint is named."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from victims import started, subscribe_to_everything
 
 from inspectd.errors import EndpointHeld, TransportError
 from inspectd.stages.valve import resident_bytes
-from inspectd.transport import sockets
-from inspectd.transport.sockets import ControlSocket, Inbox, Outbox, Subscription, VerdictSocket, stage_endpoint, wait
+from inspectd.transport import endpoints
+from inspectd.transport.clients import Subscription
+from inspectd.transport.endpoints import ControlSocket, VerdictSocket
+from inspectd.transport.sockets import MAX_PARTS, MAX_REQUEST_BYTES, wait
 from inspectd.transport.wire import topics
 
 TOPICS = topics([f"cam{number}" for number in range(60)])
@@ -101,7 +103,7 @@ def test_subscriber_that_stops_reading_costs_nobody(endpoint: str, peer: Callabl
 
 def test_endpoint_held_by_another_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """After some seconds of trying the error names the endpoint."""
-    monkeypatch.setattr(sockets, "BIND_PATIENCE_S", 0.2)
+    monkeypatch.setattr(endpoints, "BIND_PATIENCE_S", 0.2)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -116,33 +118,6 @@ def test_endpoint_that_cannot_be_is_named(tmp_path: Path) -> None:
         ControlSocket(f"ipc://{tmp_path}/nowhere/s")
 
 
-def test_full_queue_inside_never_blocks(tmp_path: Path) -> None:
-    """A send to a stage that does not read comes back as None at once, however many there were."""
-    with Outbox(lambda generation: stage_endpoint(tmp_path, "worker", generation, "wake"), lambda: 1) as outbox:
-        sent = [outbox.send([b"x"]) for _ in range(sockets.INTERNAL_HWM + 10)]
-    assert sent[0] == 1
-    assert sent[-1] is None
-
-
-def test_outbox_follows_the_living_generation(tmp_path: Path) -> None:
-    """What is sent after a restart goes to the new generation, never to the dead one's socket."""
-    generation = 1
-
-    def endpoint_of(number: int) -> str:
-        return stage_endpoint(tmp_path, "worker", number, "wake")
-
-    with Inbox(endpoint_of(1)) as old, Inbox(endpoint_of(2)) as new:
-        with Outbox(endpoint_of, lambda: generation) as outbox:
-            assert outbox.send([b"first"]) == 1
-            wait([old], 20)
-            assert list(old.drain()) == [[b"first"]]
-            generation = 2
-            assert outbox.send([b"second"]) == 2
-            wait([new], 20)
-            assert list(new.drain()) == [[b"second"]]
-        assert list(old.drain()) == []
-
-
 def test_hostile_bytes_leave_the_control_socket_serving(peer: Callable[[int], zmq.Socket]) -> None:
     """Garbage, half a handshake and huge messages are dropped; a sound request is answered, no descriptor stays."""
     with ControlSocket("tcp://127.0.0.1:*") as control:
@@ -154,7 +129,7 @@ def test_hostile_bytes_leave_the_control_socket_serving(peer: Callable[[int], zm
                 raw.sendall(os.urandom(index) if index % 2 else b"\xff" + bytes(8) + b"\x7f\x03")
         big = peer(zmq.DEALER)
         big.connect(address)
-        big.send(bytes(sockets.MAX_REQUEST_BYTES + 1))
+        big.send(bytes(MAX_REQUEST_BYTES + 1))
         sound = peer(zmq.DEALER)
         sound.connect(address)
         sound.send(b"{}")
@@ -220,7 +195,7 @@ def test_a_message_of_many_parts_is_read_in_turns(peer: Callable[[int], zmq.Sock
             wait([control], 0.05)
             got = list(control.requests())
             turns += 1
-            assert len(control._parts) <= sockets.MAX_PARTS + 1
+            assert len(control._parts) <= MAX_PARTS + 1
         assert [body for _, body in got] == [b""]
         assert turns >= 50
 
@@ -259,7 +234,7 @@ def test_a_flood_of_subscriptions_delays_nobody(tmp_path: Path, peer: Callable[[
 
 SLOW_SERVER = """
 import sys, time
-from inspectd.transport.sockets import ControlSocket
+from inspectd.transport.endpoints import ControlSocket
 with ControlSocket(sys.argv[1]) as control:
     print("bound", flush=True)
     until_s = time.monotonic() + 3.5
@@ -283,18 +258,6 @@ def test_a_peer_that_goes_with_its_queue_full_aborts_nobody(endpoint: str, peer:
     time.sleep(0.3)
     client.close(linger=0)
     assert server.wait(30) == 0
-
-
-def test_sweep_takes_dead_stage_sockets_only(tmp_path: Path) -> None:
-    """A file that only looks like a socket's name, and a socket on which somebody listens, stay."""
-    (tmp_path / "my-recipe.toml").touch()
-    (tmp_path / "worker-7.wake").touch()
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(tmp_path / "publisher-1.results"))
-    with Inbox(stage_endpoint(tmp_path, "worker", 2, "wake")):
-        sockets.sweep_stage_endpoints(tmp_path)
-        left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"my-recipe.toml", "worker-7.wake", "worker-2.wake"}
 
 
 def test_viewers_that_come_and_go_leave_no_trace(endpoint: str, peer: Callable[[int], zmq.Socket]) -> None:
