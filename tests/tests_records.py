@@ -16,7 +16,7 @@ from inspectd.records import (
     TriggerKind,
     Verdict,
 )
-from inspectd.transport.tickets import Row, Shot
+from inspectd.transport.rows import Row, Shot
 from inspectd.transport.wire import Result
 
 RECIPE = RecipeInfo(name="bottle", sha256="ab" * 32)

@@ -22,7 +22,8 @@ from inspectd.stages.audit import Audit
 from inspectd.stages.lifecycle import Charge, Stage, live
 from inspectd.stages.spill import Spill
 from inspectd.transport.ring import Ring
-from inspectd.transport.tickets import CameraView, NewRow, Table
+from inspectd.transport.rows import NewRow
+from inspectd.transport.tickets import CameraView, Table
 
 PATIENCE_S = 60.0
 _CONTEXT = multiprocessing.get_context("forkserver")

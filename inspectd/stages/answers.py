@@ -18,7 +18,7 @@ from inspectd.records import (
     Verdict,
 )
 from inspectd.stages.ledger import Answer
-from inspectd.transport.tickets import Row
+from inspectd.transport.rows import Row
 from inspectd.transport.wire import Result, verdict_body, verdict_topic
 from inspectd.voting import decide
 

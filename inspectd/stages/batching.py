@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
 
-from inspectd.transport.tickets import Row
+from inspectd.transport.rows import Row
 
 EWMA_WEIGHT = 0.2
 FRESH_SHARE = 0.25

@@ -25,7 +25,8 @@ from inspectd.sources.triggers import Continuous, External, Request
 from inspectd.stages.lifecycle import Life
 from inspectd.transport.pipes import CommandLine, Outbox, stage_endpoint
 from inspectd.transport.ring import Ring
-from inspectd.transport.tickets import ROWS, NewRow, Shot
+from inspectd.transport.rows import NewRow, Shot
+from inspectd.transport.tickets import ROWS
 
 READ_S = 0.05
 FULL_S = 0.002

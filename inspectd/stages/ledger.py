@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from inspectd.records import Reason, Verdict
-from inspectd.transport.tickets import Row
+from inspectd.transport.rows import Row
 from inspectd.transport.wire import Result
 
 COMMIT_SHARE = 4

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from inspectd.telemetry import Metrics
     from inspectd.transport.endpoints import ControlSocket
     from inspectd.transport.pipes import Commands
-    from inspectd.transport.tickets import ChildView, Row
+    from inspectd.transport.rows import Row
+    from inspectd.transport.tickets import ChildView
 
 T = TypeVar("T")
 TRIGGER_PATIENCE_NS = 1_000_000_000

@@ -23,7 +23,8 @@ from inspectd.stages.answers import entry_of, freeze, verdict_of
 from inspectd.stages.ledger import Answer
 from inspectd.stages.spill import Spill
 from inspectd.transport.memory import names
-from inspectd.transport.tickets import Row, Table
+from inspectd.transport.rows import Row
+from inspectd.transport.tickets import Table
 
 T = TypeVar("T")
 OPEN_S = 5.0

@@ -25,7 +25,8 @@ from inspectd.settings import Settings
 from inspectd.stages.answers import verdict_of
 from inspectd.stages.ledger import Answer
 from inspectd.stages.station_rules import NS_PER_MS, Match, StationRule, recipe_of, state_of, stations_of
-from inspectd.transport.tickets import CameraView, NewRow, Row
+from inspectd.transport.rows import NewRow, Row
+from inspectd.transport.tickets import CameraView
 
 KEPT = 1024
 """Parts whose rows are remembered: what comes late for one of them starts no other."""

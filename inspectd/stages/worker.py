@@ -27,8 +27,8 @@ from inspectd.stages.pictures import Exposure, Pictures
 from inspectd.stages.preview import PreviewClock, preview_jpeg
 from inspectd.transport.pipes import Inbox, Outbox, stage_endpoint
 from inspectd.transport.ring import Ring
+from inspectd.transport.rows import Row
 from inspectd.transport.sockets import wait
-from inspectd.transport.tickets import Row
 from inspectd.transport.wire import Extra, PictureHead, Result, picture_parts, result_bytes
 from inspectd.voting import Ballot, vote
 

@@ -20,7 +20,6 @@ from inspectd.transport.rows import (
     ROW_WORDS,
     NewRow,
     Row,
-    Shot,
     Words,
     fill,
     gate_code,
@@ -29,8 +28,6 @@ from inspectd.transport.rows import (
     store,
     unreadable,
 )
-
-__all__ = ["CameraView", "ChildView", "NewRow", "Row", "Shot", "Table"]
 
 MAGIC = 0x494E_5350_5449_434B
 VERSION = 5

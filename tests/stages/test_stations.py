@@ -12,7 +12,7 @@ from inspectd.records import CameraState, Decision, Reason, Trigger, TriggerKind
 from inspectd.stages.ledger import Answer
 from inspectd.stages.station_rules import Match, StationRule, state_of
 from inspectd.stages.stations import Station, verdict_at
-from inspectd.transport.tickets import NewRow, Row
+from inspectd.transport.rows import NewRow, Row
 
 MS = 1_000_000
 START_NS = 10_000 * MS

@@ -24,8 +24,8 @@ from victims import (
 from inspectd.errors import TransportError
 from inspectd.records import CameraState, Reason, Sighting, TimeKind, TriggerKind
 from inspectd.transport.memory import FOLDER, Segment, sweep
-from inspectd.transport.rows import FILLED, encode
-from inspectd.transport.tickets import CameraView, NewRow, Row, Shot, Table
+from inspectd.transport.rows import FILLED, NewRow, Row, Shot, encode
+from inspectd.transport.tickets import CameraView, Table
 
 ROWS = 4
 SHOT = Shot(
