@@ -379,7 +379,7 @@ def load_recipe(path: Path, *, require_thresholds: bool = True) -> Recipe:
     try:
         written = RecipeFile.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+        raise ConfigError(f"{path}: {one_line(error, RecipeFile)}") from error
     calibration, calibration_bytes = _load_calibration(path)
     if calibration is not None and written.decision.threshold is not None:
         raise ConfigError(
@@ -416,7 +416,7 @@ def _load_calibration(recipe_path: Path) -> tuple[Calibration | None, bytes]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+        raise ConfigError(f"{path}: {one_line(error, Calibration)}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from error
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Sequence
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -492,23 +494,58 @@ class Settings(BaseSettings):
         return self.recipes_dir / f"{self.cameras[camera].recipe}.toml"
 
 
-def one_line(error: ValidationError) -> str:
-    """The first mistake of a validation as `key: what is allowed`, and how many more there are."""
-    first, *rest = error.errors()
+def one_line(error: ValidationError, table: type[BaseModel] | None = None) -> str:
+    """The first mistake of a validation as `key: what is allowed`, and how many there are.
+
+    An unknown key comes before all others: it may be why another one is missing.
+
+    Args:
+        table: what was validated, so that an unknown key can be told which ones are known there.
+    """
+    first, *rest = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = _key(first["loc"])
     message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = _unknown(str(first["loc"][-1]), _keys_at(first["loc"][:-1], table))
     elif first["type"] not in ("missing", "value_error"):
         message = f"{message} (got {_short(first['input'])})"
-    more = f" (and {len(rest)} more)" if rest else ""
+    more = f" (1 of {len(rest) + 1} mistakes)" if rest else ""
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 
 
 def _key(loc: tuple[str | int, ...]) -> str:
     """The dotted path of a key; pydantic names the chosen kind behind `source`, which is no key of the file."""
-    parts = [str(part) for index, part in enumerate(loc) if index == 0 or loc[index - 1] != "source"]
-    return ".".join(parts)
+    if loc[:1] == ("cameras",) and loc[2:3] == ("source",):
+        loc = loc[:3] + loc[4:]
+    return ".".join(map(str, loc))
+
+
+def _unknown(key: str, allowed: Sequence[str]) -> str:
+    """What is said of a key that a table does not have.
+
+    >>> _unknown("threats", ["device", "threads"])
+    'unknown key; did you mean threads? allowed: device, threads'
+    """
+    near = get_close_matches(key, allowed, n=1)
+    hint = f"; did you mean {near[0]}? allowed: " if near else "; allowed: "
+    return f"unknown key{hint}{', '.join(allowed)}" if allowed else "unknown key"
+
+
+def _keys_at(loc: tuple[str | int, ...], kind: Any) -> list[str]:
+    """The keys of the table that lies at a place within another one (or a dict or union of them) of that kind."""
+    if _is_table(kind):
+        fields = kind.model_fields
+        return _keys_at(loc[1:], fields[str(loc[0])].annotation) if loc else list(fields)
+    if get_origin(kind) is dict:
+        return _keys_at(loc[1:], get_args(kind)[1])
+    tables = [each for each in get_args(kind) if _is_table(each)]
+    if len(tables) > 1:  # told apart by their `kind`, which pydantic names
+        loc, tables = loc[1:], [each for each in tables if loc[0] in get_args(each.model_fields["kind"].annotation)]
+    return _keys_at(loc, tables[0]) if tables else []
+
+
+def _is_table(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _short(value: Any) -> str:
@@ -539,19 +576,15 @@ def load_settings(path: Path) -> Settings:
         ConfigError: one line that names the file, the key and what is allowed.
     """
     base = path.resolve().parent
-    try:
-        settings = Settings(**_unclashed(read_toml(path)))
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
-    return _anchored(settings, base)
-
-
-def _unclashed(tables: dict[str, Any]) -> dict[str, Any]:
-    """Refuses keys with a leading underscore, which pydantic-settings takes for keyword arguments of its own."""
+    tables = read_toml(path)
     for key in tables:
-        if key.startswith("_"):
-            raise ConfigError(f"{key}: unknown key")
-    return tables
+        if key.startswith("_"):  # pydantic-settings takes it for a keyword argument of its own
+            raise ConfigError(f"{path}: {key}: {_unknown(key, list(Settings.model_fields))}")
+    try:
+        settings = Settings(**tables)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {one_line(error, Settings)}") from error
+    return _anchored(settings, base)
 
 
 def _anchored(settings: Settings, base: Path) -> Settings:

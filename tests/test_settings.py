@@ -1,0 +1,92 @@
+"""Settings and recipes as people write them: a key that there is not is one line that says which ones there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from inspectd.errors import ConfigError
+from inspectd.recipe import load_recipe
+from inspectd.settings import Settings, load_settings
+
+CAMERA = '[cameras.{name}]\nrecipe = "part"\nsource = {{ kind = "drop", path = "in" }}\n'
+TOP = "allowed: state_dir, runtime_dir, recipes_dir, endpoints, cameras, stations, worker, publisher, journal, evidence"
+DROP = "kind, path, max_size_wh_px, settle_s, unreadable_after_s, frozen_after_s, index"
+
+
+def mistake(path: Path, text: str) -> str:
+    """What is said of a configuration or recipe with this text, behind the file's name."""
+    path.write_text(text)
+    load = load_settings if path.stem == "inspectd" else load_recipe
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    file, _, said = str(caught.value).partition(": ")
+    assert file == str(path)
+    assert "\n" not in said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ('state_folder = "s"', f"state_folder: unknown key; did you mean state_dir? {TOP}, weights, log"),
+        ("_cli_parse_args = true", f"_cli_parse_args: unknown key; {TOP}, weights, log"),
+        ("[publisher]\nfps = 2", "publisher.fps: unknown key; allowed: publish_reserve_ms, preview_fps"),
+        ("[log]\nlevels = 2", "log.levels: unknown key; did you mean level? allowed: level, format"),
+    ],
+)
+def test_an_unknown_key_is_told_the_known_ones_of_its_table(tmp_path: Path, written: str, says: str) -> None:
+    """With the nearest one, where one is near."""
+    assert mistake(tmp_path / "inspectd.toml", f"{written}\n{CAMERA.format(name='cam1')}") == says
+
+
+@pytest.mark.parametrize("name", ["cam1", "source", "drop"])
+def test_a_table_below_a_camera_has_its_own_keys(tmp_path: Path, name: str) -> None:
+    """Those of the source's kind, whatever the camera is called."""
+    path, camera = tmp_path / "inspectd.toml", CAMERA.format(name=name)
+    said = mistake(path, camera.replace("path", "settle = 1, path"))
+    assert said == f"cameras.{name}.source.settle: unknown key; did you mean settle_s? allowed: {DROP}"
+    said = mistake(path, camera + "trigger = { every_n = 2 }")
+    assert said.startswith(f"cameras.{name}.trigger.every_n: unknown key; did you mean every_nth? allowed: kind, ")
+    said = mistake(path, camera + '[stations.gate]\nwindow = 1\nmatch = "trigger"\ncameras = ["a", "b"]')
+    assert said == (
+        "stations.gate.window: unknown key; did you mean window_ms? allowed: cameras, match, window_ms, offsets_ms"
+    )
+
+
+def test_a_key_that_is_misspelt_comes_before_the_one_that_is_missing(tmp_path: Path) -> None:
+    """There are two mistakes, and the first one explains the other."""
+    said = mistake(tmp_path / "inspectd.toml", CAMERA.format(name="cam1").replace("recipe", "recipee"))
+    assert said == (
+        "cameras.cam1.recipee: unknown key; did you mean recipe? "
+        "allowed: source, recipe, trigger, frozen_tolerance_levels, slots (1 of 2 mistakes)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("treshold = 1", "treshold: unknown key; allowed: object, prompts, model, detector, references, decision, "),
+        ("[decision]\ntreshold = 1", "decision.treshold: unknown key; did you mean threshold? allowed: threshold, "),
+        ('[references]\nfolders = "good"', "references.folders: unknown key; did you mean folder? allowed: folder, s"),
+    ],
+)
+def test_a_recipe_is_told_the_same(tmp_path: Path, written: str, says: str) -> None:
+    """Also in a table that a recipe may be without."""
+    assert mistake(tmp_path / "part.toml", f'object = "part"\n{written}').startswith(says)
+
+
+def test_an_unknown_key_of_the_environment_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that come by INSPECTD_… stand in the same tables."""
+    monkeypatch.setenv("INSPECTD_WORKER__THREAD", "2")
+    said = mistake(tmp_path / "inspectd.toml", CAMERA.format(name="cam1"))
+    assert said.startswith("worker.thread: unknown key; did you mean threads? allowed: device, precision, max_batch, ")
+
+
+def test_every_table_tells_its_keys(tmp_path: Path) -> None:
+    """Whatever table is added to the settings."""
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+            said = mistake(tmp_path / "inspectd.toml", f"[{name}]\nxyzzy = 1\n{CAMERA.format(name='cam1')}")
+            assert said == f"{name}.xyzzy: unknown key; allowed: {', '.join(field.annotation.model_fields)}"
