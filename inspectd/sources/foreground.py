@@ -7,13 +7,14 @@ differs by more than the belt's own restlessness. Letters: H, W the sides of the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from inspectd.records import PixelsU8
-from inspectd.sources.heaps import Heaps, filled
+from inspectd.sources.heaps import Heaps, Relief, ReliefF32, filled
 
 ViewF32 = NDArray[np.float32]
 
@@ -24,6 +25,10 @@ PART_AREA_PX = 150
 BLUR_PX = 1.4
 """Sigma of the blur that takes the belt's grain away."""
 CLOSE_PX = 3
+FINER = 4.0
+"""So many times finer than the view it is looked where one part ends and the next begins."""
+GROOVE_CONTRAST = 0.5
+"""Between two parts it is darker, or nearer to the belt, by so large a share of a part's contrast."""
 FOLLOW_LEVELS = 0.25
 """Grey levels by which the empty belt follows each view at most, once it is learnt."""
 SMALL_FACTOR = 4.0
@@ -34,6 +39,9 @@ RESTLESSNESS = 9.0
 QUIET_SHARE = 0.3
 MOST_RESTLESS = 3.0
 """A restless belt raises the contrast that is asked of a part by so many times at most."""
+MOVED_CONTRAST = 0.5
+MOVED_AREA = 0.02
+"""What lies in the zone has moved where so large a share of it changed by so large a share of a part's contrast."""
 BARE_SHARE = 0.2
 """So much of the zone must lie bare to learn anything about the belt."""
 LIGHT_EXPLAINED = 0.7
@@ -55,7 +63,9 @@ class Blob:
     centroid_xy: tuple[float, float]
     area: int
     clipped: bool
-    """It crosses one edge of the zone: part of it is outside. (Across two opposite edges it fills the zone.)"""
+    """It crosses one edge of the zone: part of it is outside."""
+    spans_xy: tuple[bool, bool] = (False, False)
+    """It crosses both edges of the zone, across or down: where it begins and ends is not seen."""
     cut: bool = False
     """It was cut out of a heap by the size of a part: a part by itself, no fragment of one."""
 
@@ -81,6 +91,8 @@ class Foreground:
         self._seen = 0
         self._restlessness = 0.0
         self._filled_since_s: float | None = None
+        self.stands = False
+        """Whether what lies in the zone stands: it looked the same in the last two views."""
 
     def look(self, pixels_bgr: PixelsU8, time_s: float) -> list[Blob]:
         """The blobs in one frame, largest first."""
@@ -90,10 +102,11 @@ class Foreground:
         self._light(view)
         difference = _strongest(np.abs(view - self._belt))
         self._learn_restlessness(difference)
+        self.stands = self._alike(view)
         self._view_now = view
         limit = min(max(1.0, RESTLESSNESS * self._restlessness / self._contrast_levels), MOST_RESTLESS)
         self._mask = _closed(difference > limit * self._contrast_levels)
-        blobs = self._blobs()
+        blobs = self._blobs(partial(self._relief, pixels_bgr))
         self._follow(blobs)
         self._check_filled(time_s)
         return blobs
@@ -114,6 +127,20 @@ class Foreground:
         x, y, width, height = self._zone
         small = cv2.resize(pixels_bgr[y : y + height, x : x + width], self.size_wh, interpolation=cv2.INTER_AREA)
         return np.asarray(cv2.GaussianBlur(small.astype(np.float32), (0, 0), BLUR_PX), dtype=np.float32)
+
+    def _alike(self, view: ViewF32) -> bool:
+        """Whether a view shows the last one again, wherever anything lay in that."""
+        lay = self._mask > 0
+        changed = _strongest(np.abs(view - self._view_now)) > MOVED_CONTRAST * self._contrast_levels
+        return float(changed[lay].mean()) < MOVED_AREA if lay.any() else False
+
+    def _relief(self, pixels_bgr: PixelsU8) -> ReliefF32:
+        """How far each place of the zone is from belt, finer than the view."""
+        x, y, width, height = self._zone
+        fine = min(FINER, width / self.size_wh[0])
+        size = round(self.size_wh[0] * fine), round(self.size_wh[1] * fine)
+        zone = cv2.resize(pixels_bgr[y : y + height, x : x + width], size, interpolation=cv2.INTER_AREA)
+        return _strongest(np.abs(zone.astype(np.float32) - cv2.resize(self._belt, size)))
 
     def _learn_restlessness(self, difference: ViewF32) -> None:
         """How far the bare belt strays from its picture: grain, noise, dirt."""
@@ -157,19 +184,28 @@ class Foreground:
             self._seen, self._restlessness, self._filled_since_s = 0, 0.0, None
             self.relearned += 1
 
-    def _blobs(self) -> list[Blob]:
+    def _blobs(self, relief: Relief) -> list[Blob]:
         count, labels, stats, _ = cv2.connectedComponentsWithStats(self._mask, connectivity=8)
         self._labels = np.asarray(labels, dtype=np.int32)
-        whole = [number for number in range(1, count) if stats[number, cv2.CC_STAT_AREA] >= self._min_area]
-        cut: set[int] = set()
-        for number in whole:
-            pieces = self._heaps.pieces(self._mask_of(number))
-            for fresh, piece in enumerate(pieces[1:], start=count):
-                self._labels[(piece > 0) & (self._labels == number)] = fresh
-            cut |= {number, *range(count, count + len(pieces) - 1)} if pieces else set()
-            count += max(0, len(pieces) - 1)
-        blobs = (self._blob(number, cut=number in cut) for number in (*whole, *(cut - set(whole))))
-        return sorted(blobs, key=lambda blob: -blob.area)
+        groove_levels = GROOVE_CONTRAST * self._contrast_levels
+        blobs = []
+        for number in range(1, count):
+            if stats[number, cv2.CC_STAT_AREA] < self._min_area:
+                continue
+            patch = self._mask_of(number)
+            pieces = self._heaps.pieces(patch, relief, groove_levels=groove_levels)
+            for piece in pieces:
+                self._labels[(piece > 0) & (patch > 0)] = count
+                blobs.append(self._blob(count, cut=True))
+                count += 1
+            if not pieces:
+                blobs.append(self._blob(number, cut=False))
+        return sorted((blob for blob in blobs if blob.area > 0), key=lambda blob: -blob.area)
+
+    @property
+    def single_area(self) -> float | None:
+        """How many pixels of the view one part covers; None while that is not known."""
+        return self._heaps.single_area
 
     def learn_single(self, blob: Blob) -> None:
         """A blob that is whole is taken for one part, to tell by its size how many a larger one is."""
@@ -186,8 +222,9 @@ class Foreground:
             number=number,
             bbox_xywh=(x, y, width, height),
             centroid_xy=(moments["m10"] / area, moments["m01"] / area),
-            area=round(area),
+            area=round(moments["m00"]),
             clipped=left != right or top != bottom,
+            spans_xy=(left and right, top and bottom),
             cut=cut,
         )
 

@@ -97,8 +97,11 @@ class Gates:
         return Reason.FRAME_FROZEN if self.is_frozen or self._is_repeated(frame) else None
 
     def _is_repeated(self, frame: Frame) -> bool:
-        """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ."""
-        if self._frozen is None or not self._part_by_part:
+        """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ.
+
+        Parts that lie side by side may have their best moment in one and the same frame.
+        """
+        if self._frozen is None or not self._part_by_part or frame.pixels_bgr is self._inspected:
             return False
         repeated = self._inspected is not None and same_pixels(self._inspected, frame.pixels_bgr)
         self._inspected = frame.pixels_bgr

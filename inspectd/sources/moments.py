@@ -22,11 +22,15 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Moment:
-    """One frame of one part. `off_centre` is the distance from the zone's centre in pixels of the view."""
+    """One frame of one part.
+
+    In pixels of the view: `off_centre` is the distance from the zone's centre, `way_xy` how far the belt had come.
+    """
 
     frame: Frame
     clipped: bool
     off_centre: float
+    way_xy: tuple[float, float]
     bbox_xywh_px: Box
 
     @property

@@ -10,9 +10,10 @@ from inspectd.recipe import Recipe
 from inspectd.records import Frame, Sighting, TriggerKind
 from inspectd.settings import Settings, TriggerSettings
 from inspectd.sources.foreground import Foreground
+from inspectd.sources.gaps import Gap, Gaps
 from inspectd.sources.gates import Light
 from inspectd.sources.moments import SHARP_REACH, Box, Moment, Moments
-from inspectd.sources.tracking import Track, Tracker, overlap_share
+from inspectd.sources.tracking import Track, Tracker, Vector, overlap_share
 from inspectd.viewport import box_of
 
 SETTLE_S = 0.3
@@ -29,14 +30,20 @@ NEAR_SHARE = 0.2
 """Near the centre: within so large a share of the zone's longer side."""
 MOVED_PX = 2.0
 """What is gone without having moved so far in the view was a flicker, no part."""
-GAP_FRAMES = 30
-"""After so many lost frames nothing in the zone is known any more."""
-GAP_S = 3.0
 UNSEEN_AGAIN_S = 1.0
-KNOWN_VIEWS = 30
-"""In so many views that show parts, those that an earlier process has taken are looked for."""
+KNOWN_S = 5.0
+"""For so long the parts that an earlier process has taken are looked for."""
+KNOWN_STANDING_S = 1.5
+"""And those that stood: what comes there later is another one."""
 KNOWN_OVERLAP = 0.5
-USUAL_FRAME_S = 0.04
+MISSED_SHARE = 0.5
+"""While the belt goes on by so large a share of the zone, a part may pass and not be seen in two views."""
+SEEN_SHARE = 0.5
+"""A blob of which more was seen than this brings nothing new."""
+NEW_PARTS = 0.3
+"""Nor does one with less than so much of a part that was not seen."""
+NEW_SHARE = 0.2
+"""The same as a share of the zone, where it is not known how large a part is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,11 +160,19 @@ class Parts:
         self._taken = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Fired:
+    """A track of which nothing more is wanted: what lay in the zone when the belt had come so far is in a verdict."""
+
+    way_xy: Vector
+
+
 class Presence:
     """Finds parts: each one that enters the zone is taken once, when it is nearest to the zone's centre.
 
-    It must be seen in two frames at least. A damaged or blind frame is given too, once at the beginning of the trouble
-    and then every second: what passed meanwhile was not seen.
+    It must be seen in two frames at least. Of what is longer than the zone, as parts that touch may be, so many frames
+    are taken that all of it is in one. A damaged or blind frame is given too, once at the beginning of the trouble
+    and then every second, and one after a pause of the stream: what passed meanwhile was not seen.
     """
 
     def __init__(
@@ -177,16 +192,15 @@ class Presence:
         self._votes = votes
         self._near = NEAR_SHARE * max(self._foreground.size_wh)
         self._px_per_view_px = zone_xywh_px[2] / self._foreground.size_wh[0]
-        self._waiting: dict[int, Moments | None] = {}
-        """The moments of each track by its name; None once it has been taken."""
-        self._last: Frame | None = None
-        self._frame_s = USUAL_FRAME_S
+        self._waiting: dict[int, Moments | _Fired] = {}
+        """The moments of each track by its name, until it is taken."""
+        self._gaps = Gaps()
         self._unseen_s: float | None = None
         self._laid: Track | None = None
         self._laid_view = 0
         self._views = 0
         self._taken, self._recorded = list(taken), recorded
-        self._known_views = 0
+        self._begun_s: float | None = None
         self.parts_dismissed = 0
         """Patches that came and went like no part does."""
 
@@ -199,20 +213,21 @@ class Presence:
         """Takes every frame of the source, in order; returns the parts to inspect, oldest first."""
         time_s = frame.captured_ns / 1e9 if frame.pts_s is None else frame.pts_s
         if frame.damage is not None or blind:
+            self._gaps.skip(time_s)
             return self._unseen(frame, time_s)
         self._unseen_s = None
         self._views += 1
-        steps = 1 if self._last is None else max(1, frame.index - self._last.index)
-        fired = self.flush() if steps > GAP_FRAMES or self._jumped(frame) else []
-        self._measure_rate(frame)
-        self._last = frame
-        changes = self._tracker.feed(self._foreground.look(frame.pixels_bgr, time_s), steps, time_s)
+        self._begun_s = time_s if self._begun_s is None else self._begun_s
+        gap = self._gaps.feed(frame, time_s)
+        missed = self._missed(gap)
+        fired = self.flush() if gap.parted or missed else []
+        if missed:
+            fired.append(Part(frames=(replace(frame, damage=f"no frame for {gap.seconds:.1f} s"),)))
+        blobs = self._foreground.look(frame.pixels_bgr, time_s)
+        changes = self._tracker.feed(blobs, gap.steps, time_s, stands=self._foreground.stands)
         fired += [part for track in changes.gone if (part := self._left(track)) is not None]
         seen = [track for track in changes.seen if not self._lay_ghost(track, time_s)]
         fired += [part for track in seen if (part := self._seen(track, frame, time_s)) is not None]
-        if seen and self._taken:
-            self._known_views += 1
-            self._taken = self._taken if self._known_views < KNOWN_VIEWS else []
         return _oldest_first(fired)
 
     def flush(self) -> list[Part]:
@@ -222,16 +237,10 @@ class Presence:
         self._waiting = {}
         return _oldest_first(fired)
 
-    def _jumped(self, frame: Frame) -> bool:
-        """Whether the stream's own time says that this is another connection, or much later."""
-        if self._last is None or frame.pts_s is None or self._last.pts_s is None:
-            return False
-        return not 0 <= frame.pts_s - self._last.pts_s <= GAP_S
-
-    def _measure_rate(self, frame: Frame) -> None:
-        if self._last is not None and 0 < frame.index - self._last.index <= GAP_FRAMES:
-            spent_s = (frame.captured_ns - self._last.captured_ns) / 1e9 / (frame.index - self._last.index)
-            self._frame_s += 0.1 * (min(max(spent_s, 1e-4), 1.0) - self._frame_s)
+    def _missed(self, gap: Gap) -> bool:
+        """Whether a part may have passed between two views of the belt, which goes on as it did or, halted, will."""
+        reach = self._tracker.reach(gap.frames)
+        return gap.is_pause if reach is None else reach > MISSED_SHARE * max(self._foreground.size_wh)
 
     def _unseen(self, frame: Frame, time_s: float) -> list[Part]:
         if self._unseen_s is not None and 0 <= time_s - self._unseen_s < UNSEEN_AGAIN_S:
@@ -242,34 +251,69 @@ class Presence:
     def _seen(self, track: Track, frame: Frame, time_s: float) -> Part | None:
         """A part in this frame: remembers its best moments; returns it once they are over."""
         off_centre = self._tracker.off_centre(track.centre_xy)
-        if track.name not in self._waiting:
-            known = self._came_off_fired(track) or self._was_taken(track, frame)
-            moments = None if known else Moments(votes=self._votes, reach=SHARP_REACH * max(self._foreground.size_wh))
-            self._waiting[track.name] = moments
-        moments = self._waiting[track.name]
-        if moments is None:
+        moments = self._waiting.get(track.name) or self._fired_as(track, frame, time_s) or self._nothing_yet()
+        if isinstance(moments, _Fired) and self._brings_more(track, moments):
+            moments = self._nothing_yet()
+        self._waiting[track.name] = moments
+        if isinstance(moments, _Fired):
             return None
-        box = self._in_frame(track.blob.bbox_xywh)
-        moments.offer(Moment(frame=frame, clipped=track.blob.clipped, off_centre=off_centre, bbox_xywh_px=box))
+        moments.offer(
+            Moment(
+                frame=frame,
+                clipped=track.blob.clipped,
+                off_centre=off_centre,
+                way_xy=self._tracker.way_xy,
+                bbox_xywh_px=self._in_frame(track.blob.bbox_xywh),
+            )
+        )
+        if self._tracker.shows_its_front(track.blob):
+            return self._take(track, moments)
         still_s = 0.0 if track.still_since_s is None else time_s - track.still_since_s
         if not track.blob.clipped and still_s >= (SETTLE_S if off_centre < self._near else SETTLE_ASIDE_S):
             return self._take(track, moments, standing=True)
         moving = track.travelled > 0 or self._tracker.pace_xy is not None
         return self._take(track, moments) if moving and self._tracker.leaves_soon(track) else None
 
-    def _came_off_fired(self, track: Track) -> bool:
-        """Whether a new track is a piece of one that has fired: it had been one blob with it, or with its ghost."""
-        if self._laid is not None and self._views - self._laid_view <= LAID_VIEWS and self._laid.covers(track.blob):
-            return True
-        if track.blob.cut:
-            return False
-        return track.parent is not None and self._waiting.get(track.parent.name, False) is None
+    def _nothing_yet(self) -> Moments:
+        return Moments(votes=self._votes, reach=SHARP_REACH * max(self._foreground.size_wh))
 
-    def _was_taken(self, track: Track, frame: Frame) -> bool:
-        """Whether a new track lies where a part must be by now that an earlier process has taken."""
+    def _brings_more(self, track: Track, fired: _Fired) -> bool:
+        """Whether parts have come up behind one that has fired, and are one blob with it: most of what it shows is new.
+
+        Not those that were seen apart before: they wait as tracks of their own.
+        """
+        unseen = 1 - self._tracker.share_seen(track.blob, fired.way_xy)
+        single, (width, height) = self._foreground.single_area, self._foreground.size_wh
+        least = NEW_SHARE * width * height if single is None else NEW_PARTS * single
+        if unseen < 1 - SEEN_SHARE or unseen * track.blob.area < least:
+            return False
+        hidden = (other for other in self._tracker.tracks if other.misses and track.covers(other.blob))
+        return not any(isinstance(self._waiting.get(other.name), Moments) for other in hidden)
+
+    def _fired_as(self, track: Track, frame: Frame, time_s: float) -> _Fired | None:
+        """What a new track is known from, if it is: an earlier process, or a track that has fired."""
+        known = self._was_taken(track, frame, time_s) or self._lies_on_ghost(track)
+        return _Fired(self._tracker.way_xy) if known else self._came_off_fired(track)
+
+    def _lies_on_ghost(self, track: Track) -> bool:
+        """Whether a new track is at the place of a ghost that had fired."""
+        return self._laid is not None and self._views - self._laid_view <= LAID_VIEWS and self._laid.covers(track.blob)
+
+    def _came_off_fired(self, track: Track) -> _Fired | None:
+        """What has fired and had been one blob with a new track, which was seen then."""
+        fired = None if track.parent is None or track.blob.cut else self._waiting.get(track.parent.name)
+        if not isinstance(fired, _Fired) or self._tracker.share_seen(track.blob, fired.way_xy) < SEEN_SHARE:
+            return None
+        return fired
+
+    def _was_taken(self, track: Track, frame: Frame, time_s: float) -> bool:
+        """Whether a new track lies where a part must be by now that an earlier process has taken a moment ago."""
+        age_s = time_s - (self._begun_s or time_s)
+        known = [
+            each for each in self._taken if age_s <= (KNOWN_S if any(each.sighting.step_xy_px) else KNOWN_STANDING_S)
+        ]
         box = self._in_frame(track.blob.bbox_xywh)
-        places = (taken.bbox_at(frame, recorded=self._recorded) for taken in self._taken)
-        return any(overlap_share(box, place) > KNOWN_OVERLAP for place in places)
+        return any(overlap_share(box, each.bbox_at(frame, recorded=self._recorded)) > KNOWN_OVERLAP for each in known)
 
     def _lay_ghost(self, track: Track, time_s: float) -> bool:
         """Whether a track is where a part lay when the belt was learnt; if so it is belt from now on."""
@@ -278,7 +322,7 @@ class Presence:
             return False
         self._foreground.absorb(track.blob)
         self._tracker.drop(track)
-        if self._waiting.pop(track.name, False) is None:
+        if isinstance(self._waiting.pop(track.name, None), _Fired):
             self._laid, self._laid_view = track, self._views
         self.parts_dismissed += 1
         return True
@@ -286,7 +330,7 @@ class Presence:
     def _left(self, track: Track) -> Part | None:
         """A part that is gone fires now if it has not; a flicker does not."""
         moments = self._waiting.pop(track.name, None)
-        if moments is None:
+        if not isinstance(moments, Moments):
             return None
         if track.seen < 2 or track.travelled < MOVED_PX:
             self.parts_dismissed += 1
@@ -294,13 +338,13 @@ class Presence:
         return self._take(track, moments)
 
     def _take(self, track: Track, moments: Moments, *, standing: bool = False) -> Part:
-        self._waiting[track.name] = None
-        if not track.blob.clipped and track.blob.number > 0:
-            self._foreground.learn_single(track.blob)
         taken = moments.taken(standing=standing)
+        self._waiting[track.name] = _Fired(taken[0].way_xy)
+        if not track.blob.clipped and not any(track.blob.spans_xy) and track.blob.number > 0:
+            self._foreground.learn_single(track.blob)
         dx, dy = (0.0, 0.0) if standing else track.velocity_xy or self._tracker.pace_xy or (0.0, 0.0)
         step_xy_px = dx * self._px_per_view_px, dy * self._px_per_view_px
-        sighting = Sighting(bbox_xywh_px=taken[0].bbox_xywh_px, step_xy_px=step_xy_px, frame_s=self._frame_s)
+        sighting = Sighting(bbox_xywh_px=taken[0].bbox_xywh_px, step_xy_px=step_xy_px, frame_s=self._gaps.frame_s)
         return Part(frames=tuple(moment.frame for moment in taken), sighting=sighting)
 
     def _in_frame(self, bbox_xywh: Box) -> Box:

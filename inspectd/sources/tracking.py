@@ -23,6 +23,8 @@ Box = tuple[int, int, int, int]
 
 SAME_OVERLAP = 0.3
 """A blob is a track's when they overlap by this share of the smaller of their boxes, once the belt's way is added."""
+ALIKE_BONUS = 0.2
+"""Of two tracks that lie within a blob the one that is as large is it."""
 FRAGMENT_OVERLAP = 0.5
 STILL_PX = 0.75
 """Less than this from one frame to the next is standing."""
@@ -45,6 +47,8 @@ class Track:
     centre_xy: Vector
     begun_xy: Vector
     """Where its centre was first seen."""
+    nearest: float
+    """How near to the zone's centre its own has been."""
     velocity_xy: Vector | None = None
     velocities_xy: deque[Vector] = field(default_factory=lambda: deque(maxlen=STEADY_STEPS))
     """The last ones that were measured on the whole part."""
@@ -80,15 +84,24 @@ class Tracker:
         self.pace_xy: Vector | None = None
         """The belt's displacement by frame, None until two views showed the same part."""
         self._paces_xy: deque[Vector] = deque(maxlen=STEADY_STEPS)
+        self._cruises_xy: deque[Vector] = deque(maxlen=STEADY_STEPS)
         self._cruise_xy: Vector | None = None
-        """The last pace that was not standing: a belt that stopped goes on with it."""
+        """The median of the last paces that were not standing: a belt that stopped goes on with it."""
+        self.way_xy: Vector = (0.0, 0.0)
+        """How far the belt has come since the first view."""
 
-    def feed(self, blobs: Sequence[Blob], steps: int, time_s: float) -> Changes:
-        """Takes the blobs of the view `steps` frames after the last one."""
+    def feed(self, blobs: Sequence[Blob], steps: int, time_s: float, *, stands: bool = False) -> Changes:
+        """Takes the blobs of the view `steps` frames after the last one.
+
+        Args:
+            stands: what lies in the zone looks just as it did; needed of what is longer than the zone.
+        """
         shift = self._shift(blobs, steps)
         pairs = self._pairs(blobs, shift, steps)
-        moved = [self._update(track, blob, steps, time_s) for track, blob in pairs]
-        self._set_pace([v for v in moved if v is not None])
+        ways = [(self._update(track, blob, steps, time_s), blob.cut) for track, blob in pairs]
+        moved = [way for way, _ in ways if way is not None]
+        self._set_pace(moved, sure=any(way is not None and not cut for way, cut in ways))
+        self._go_on(shift, steps, known=bool(moved), stands=stands)
         matched, taken = {track.name for track, _ in pairs}, {blob.number for _, blob in pairs}
         over = [t for t in self.tracks if t.name not in matched and not self._survives(t, blobs, shift, steps)]
         free = [b for b in blobs if b.number not in taken]
@@ -104,17 +117,22 @@ class Tracker:
     def leaves_soon(self, track: Track) -> bool:
         """Whether the next frame will show a track further from the centre; False where that is not known.
 
-        A part of which only some was seen so far has no way of its own. It goes the belt's, unless it has come nearer
-        since it was first seen; and what begins at an edge may be one that had left, while the camera shakes.
+        A part of which only some was seen so far has no way of its own. It goes the belt's, once it has passed
+        the centre; and what begins at an edge may be one that had left, while the camera shakes.
         """
         own = self._steady(track.velocities_xy)
         velocity = own or self._steady(self._paces_xy)
         if velocity is None:
             return False
         now, (x, y) = self.off_centre(track.centre_xy), track.centre_xy
-        if own is None and (track.blob.clipped if track.seen == 1 else now <= self.off_centre(track.begun_xy)):
+        if own is None and (track.blob.clipped if track.seen == 1 else not self._has_passed(track)):
             return False
         return self.off_centre((x + velocity[0], y + velocity[1])) > now + 1e-6
+
+    def _has_passed(self, track: Track) -> bool:
+        """Whether a part that is never seen whole is further away than it was first, or clearly than it was since."""
+        now = self.off_centre(track.centre_xy)
+        return now > self.off_centre(track.begun_xy) or now > track.nearest + STEADY_SHARE * max(self._size_wh)
 
     def _steady(self, velocities_xy: Sequence[Vector]) -> Vector | None:
         """The way of several steps, by step; None where it may be the camera's that shakes."""
@@ -169,7 +187,8 @@ class Tracker:
             ways = [shift, (0.0, 0.0)] if own is None else [shift, (own[0] * steps, own[1] * steps), (0.0, 0.0)]
             moved = np.repeat(_boxes([track.blob]), len(ways), axis=0)
             moved[:, :2] += np.asarray(ways)
-            score[row] = (_overlap(moved, _boxes(blobs)) - 0.05 * np.arange(len(ways))[:, None]).max(axis=0)
+            alike = _overlap(moved, _boxes(blobs)) + ALIKE_BONUS * _common(moved, _boxes(blobs))
+            score[row] = (alike - 0.05 * np.arange(len(ways))[:, None]).max(axis=0)
         pairs = []
         while score.max() > SAME_OVERLAP:
             row, column = divmod(int(score.argmax()), len(blobs))
@@ -182,7 +201,7 @@ class Tracker:
         (x0, y0), (x1, y1) = track.centre_xy, blob.centroid_xy
         steps += track.misses
         velocity = (x1 - x0) / steps, (y1 - y0) / steps
-        whole = not blob.clipped and not track.blob.clipped
+        whole = not any(each.clipped or self.fills(each) for each in (blob, track.blob))
         distance = float(np.hypot(x1 - x0, y1 - y0))
         if distance > STILL_PX:
             track.still_since_s = None
@@ -193,17 +212,55 @@ class Tracker:
         track.velocities_xy.extend([velocity] if whole else ())
         track.last_bbox_xywh = track.blob.bbox_xywh
         track.blob, track.centre_xy = blob, blob.centroid_xy
+        track.nearest = min(track.nearest, self.off_centre(track.centre_xy))
         track.seen, track.misses = track.seen + 1, 0
         return velocity if whole else None
 
-    def _set_pace(self, velocities: list[Vector]) -> None:
+    def _set_pace(self, velocities: list[Vector], *, sure: bool) -> None:
+        """`sure`: not only of pieces of heaps, whose borders jump now and then."""
         if not velocities:
             return
-        x, y = np.median(np.asarray(velocities), axis=0).tolist()
-        self.pace_xy = x, y
-        self._paces_xy.append(self.pace_xy)
-        if np.hypot(x, y) > STILL_PX:
-            self._cruise_xy = x, y
+        pace = _median(velocities)
+        self._paces_xy.append(pace)
+        self.pace_xy = pace if sure else _median(self._paces_xy)
+        if np.hypot(*self.pace_xy) > STILL_PX:
+            self._cruises_xy.append(self.pace_xy)
+            self._cruise_xy = _median(self._cruises_xy)
+
+    def _go_on(self, shift: Vector, steps: int, *, known: bool, stands: bool) -> None:
+        """Counts the belt's way: by the parts that were seen whole, else by what is most likely."""
+        if known and self.pace_xy is not None:
+            shift = self.pace_xy[0] * steps, self.pace_xy[1] * steps
+        elif stands:
+            shift = 0.0, 0.0
+        elif self._cruise_xy is not None:
+            shift = self._cruise_xy[0] * steps, self._cruise_xy[1] * steps
+        self.way_xy = self.way_xy[0] + shift[0], self.way_xy[1] + shift[1]
+
+    def reach(self, frames: float) -> float | None:
+        """How far the belt goes in so many frames when it goes; None where its pace is not known."""
+        return None if self._cruise_xy is None else frames * float(np.hypot(*self._cruise_xy))
+
+    def fills(self, blob: Blob) -> bool:
+        """Whether a blob is longer than the zone in the direction of the belt, so that its ends are not seen."""
+        if self._cruise_xy is None:
+            return False
+        return blob.spans_xy[0 if abs(self._cruise_xy[0]) >= abs(self._cruise_xy[1]) else 1]
+
+    def shows_its_front(self, blob: Blob) -> bool:
+        """Whether it is the last view of the front of what will fill the zone by the next frame, or fills it now."""
+        if self._cruise_xy is None or self.fills(blob):
+            return self.fills(blob)
+        axis = int(abs(self._cruise_xy[0]) < abs(self._cruise_xy[1]))
+        step, side = self._cruise_xy[axis], self._size_wh[axis]
+        start, end = blob.bbox_xywh[axis], blob.bbox_xywh[axis] + blob.bbox_xywh[2 + axis]
+        return (start <= 0 and end + step > side) if step > 0 else (end >= side and start + step < 0)
+
+    def share_seen(self, blob: Blob, way_xy: Vector) -> float:
+        """How much of what a blob shows now lay in the zone when the belt had come so far."""
+        x, y, width, height = blob.bbox_xywh
+        before = x + way_xy[0] - self.way_xy[0], y + way_xy[1] - self.way_xy[1], width, height
+        return overlap_share(before, (0, 0, *self._size_wh))
 
     def _survives(self, track: Track, blobs: Sequence[Blob], shift: Vector, steps: int) -> bool:
         """Moves a track that was not seen along with the belt; False once it is out of the zone or hides too long."""
@@ -228,12 +285,18 @@ class Tracker:
             blob=blob,
             centre_xy=blob.centroid_xy,
             begun_xy=blob.centroid_xy,
+            nearest=self.off_centre(blob.centroid_xy),
             still_since_s=time_s,
             parent=next(parents, None),
         )
 
     def _is_inside(self, point_xy: Vector) -> bool:
         return 0 <= point_xy[0] <= self._size_wh[0] and 0 <= point_xy[1] <= self._size_wh[1]
+
+
+def _median(vectors: Sequence[Vector]) -> Vector:
+    x, y = np.median(np.asarray(vectors), axis=0).tolist()
+    return x, y
 
 
 def _boxes(blobs: Sequence[Blob]) -> Boxes:
@@ -263,8 +326,23 @@ def _overlap(left: Boxes, right: Boxes) -> NDArray[np.float64]:
     >>> _overlap(np.array([[0.0, 0, 4, 4]]), np.array([[2.0, 0, 4, 2]])).tolist()
     [[0.5]]
     """
+    shared, left_area, right_area = _areas(left, right)
+    return np.asarray(shared / np.maximum(np.minimum(left_area, right_area), 1e-9))
+
+
+def _common(left: Boxes, right: Boxes) -> NDArray[np.float64]:
+    """`(N, M)`: the intersection of boxes as a share of their union.
+
+    >>> _common(np.array([[0.0, 0, 4, 4]]), np.array([[2.0, 0, 2, 4]])).tolist()
+    [[0.5]]
+    """
+    shared, left_area, right_area = _areas(left, right)
+    return np.asarray(shared / np.maximum(left_area + right_area - shared, 1e-9))
+
+
+def _areas(left: Boxes, right: Boxes) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The intersections `(N, M)` of boxes, and the areas of the boxes themselves, `(N, 1)` and `(1, M)`."""
     low = np.maximum(left[:, None, :2], right[None, :, :2])
     high = np.minimum(left[:, None, :2] + left[:, None, 2:], right[None, :, :2] + right[None, :, 2:])
     shared = np.clip(high - low, 0, None).prod(axis=2)
-    smaller = np.minimum(left[:, 2:].prod(axis=1)[:, None], right[:, 2:].prod(axis=1)[None])
-    return np.asarray(shared / np.maximum(smaller, 1e-9))
+    return shared, left[:, 2:].prod(axis=1)[:, None], right[:, 2:].prod(axis=1)[None]

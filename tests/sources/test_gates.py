@@ -86,6 +86,15 @@ def test_repeat_of_the_last_part_is_frozen_at_once(trigger: str) -> None:
     assert told == [None, None, Reason.FRAME_FROZEN, None]
 
 
+def test_parts_that_share_their_best_frame_are_no_repeat() -> None:
+    """Two that lie side by side are nearest to the middle in one and the same frame."""
+    gate = gates_of("presence")
+    shared = frame(numbered(1))
+    gate.feed(shared)
+    assert [gate.refuse(shared), gate.refuse(shared)] == [None, None]
+    assert gate.refuse(frame(numbered(1).copy())) is Reason.FRAME_FROZEN
+
+
 def test_repeat_is_known_to_a_new_capture() -> None:
     """What the last process inspected counts too."""
     assert refused(gates_of("external", inspected=numbered(1)), numbered(1)) is Reason.FRAME_FROZEN

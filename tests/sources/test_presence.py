@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from belts import DIRECTIONS, ZONE, Belt, fired_by
+from belts import DIRECTIONS, RADIUS_PX, ZONE, Belt, fired_by
 from tests_inspection import bright_recipe
 
 from inspectd.settings import TriggerSettings
-from inspectd.sources.heaps import Heaps
+from inspectd.sources.heaps import Heaps, filled
 from inspectd.sources.presence import Parts, Presence, Taken
 
 STARTS = [180, 320, 455, 620, 760, 930, 1075, 1220]
@@ -122,6 +122,48 @@ def test_large_part_without_a_waist_is_one() -> None:
     mask[10:30, 28:32] = 0
     mask[18:22, 28:32] = 1
     assert len(heaps.pieces(mask)) == 2
+
+
+def test_parts_side_by_side_fall_apart_along_the_groove_between_them() -> None:
+    """Two squares, edge to edge, have no waist; the dark line between them is seen in the finer picture."""
+    heaps = Heaps()
+    for _ in range(5):
+        heaps.learn(20 * 20)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 10:50] = 1
+    relief = np.kron(mask, np.ones((4, 4), np.uint8)).astype(np.float32) * 120
+    assert heaps.pieces(mask, lambda: relief, groove_levels=30.0) == []
+    relief[40:120, 118:122] = 60
+    left, right = heaps.pieces(mask, lambda: relief, groove_levels=30.0)
+    assert (left.sum(), right.sum()) == pytest.approx((400, 400), rel=0.1)
+
+
+def test_ring_that_the_edge_of_the_zone_cuts_is_as_large_as_a_disc() -> None:
+    """Its hole is open there, and yet a hole; what lies between two parts is wider and none."""
+    ring = np.zeros((40, 40), np.uint8)
+    cv2.circle(ring, (0, 20), 15, 1, -1)
+    disc = int(ring.sum())
+    cv2.circle(ring, (0, 20), 6, 0, -1)
+    assert filled(ring, 14.0).sum() == disc
+    assert filled(ring, 10.0).sum() == ring.sum()
+
+
+@pytest.mark.parametrize("direction", ["right", "up"])
+@pytest.mark.parametrize("speed_px", [4.0, 30.0])
+def test_heap_that_is_longer_than_the_zone_is_seen_whole(direction: str, speed_px: float) -> None:
+    """What cannot be told apart and never ends within the zone is taken so often that all of it is in some frame."""
+    belt = Belt([*LONE, *range(760, 1300, 12)], speed_px=speed_px, direction=direction)
+    fired = np.asarray(fired_by(belt, range(int(1500 / speed_px))))
+    heap = np.arange(760 - RADIUS_PX, 1300 + RADIUS_PX)
+    assert np.abs(fired[:, None] * speed_px - heap).min(axis=0).max() <= ZONE[2] / 2 + 2
+    assert len(fired) <= len(LONE) + 2 * len(heap) / ZONE[2] + 1
+
+
+def test_heap_that_stands_is_not_taken_again_and_again() -> None:
+    """Only what has come up since is new: a belt that halts brings nothing."""
+    belt = Belt([*LONE, *range(760, 1300, 12)], travel=lambda index: 4.0 * (min(index, 240) + max(0, index - 440)))
+    fired = fired_by(belt, range(600))
+    assert sum(250 <= index <= 440 for index in fired) <= 1
 
 
 def test_sharper_neighbour_is_taken_instead_of_a_blurred_middle() -> None:
@@ -236,9 +278,39 @@ def test_interruption_ends_what_was_in_the_zone() -> None:
     presence = Presence(ZONE)
     for index in range(28):
         assert presence.feed(belt.frame(index)) == []
-    assert [part.best.index for part in presence.feed(belt.frame(90))] == [27]
+    told = presence.feed(belt.frame(90))
+    assert [(part.best.index, part.best.damage) for part in told] == [(27, None), (90, "no frame for 2.5 s")]
     later = [replace(belt.frame(index), pts_s=index / 25 - 3.6) for index in range(91, 140)]
     assert [part.best.index for each in later for part in presence.feed(each)] == [117]
+
+
+@pytest.mark.parametrize(("stall_s", "told"), [(0.2, 0), (1.8, 1)])
+def test_stall_in_which_parts_may_have_passed_is_one_error(stall_s: float, told: int) -> None:
+    """A camera that says nothing for a moment loses no frame of its count, and yet nobody has seen the belt."""
+    belt, presence = Belt(STARTS, speed_px=6.0), Presence(ZONE)
+    lost = round(stall_s * 25)
+    given = []
+    for index in range(230 - lost):
+        frame = belt.frame(index if index < 60 else index + lost)
+        given += presence.feed(replace(frame, index=index))
+    errors = [part.best for part in given if part.best.damage is not None]
+    assert [frame.index for frame in errors] == [60] * told
+    seen = [start for start in STARTS if not 60 * 6 - 110 < start < (60 + lost) * 6 + 110]
+    assert len(given) - told >= len(seen)
+    assert told or len(given) == len(STARTS)
+
+
+def test_new_process_takes_what_comes_to_the_place_of_a_part_that_stood_there_before() -> None:
+    """A stopper holds each part at one place: only what is there at once can be the one that was taken before."""
+    held = Belt([180], travel=lambda index: 6.0 * min(index, 27))
+    first = Presence(ZONE)
+    (part,) = [part for index in range(60) for part in first.feed(held.frame(index))]
+    assert part.sighting is not None
+    assert not any(part.sighting.step_xy_px)
+    taken = [Taken(sighting=part.sighting, frame_index=part.best.index, captured_ns=part.best.captured_ns)]
+    later = Belt([1100, 1500], travel=lambda index: 6.0 * (min(index, 180) + max(0, index - 240)))
+    fired = fired_by(later, range(100, 320), Presence(ZONE, taken=taken, recorded=False))
+    assert len(fired) == 2, fired
 
 
 def test_damage_is_reported_once_a_stretch_and_every_second() -> None:
