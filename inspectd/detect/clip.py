@@ -22,7 +22,7 @@ from inspectd.detect.window_attention import WindowAttention, window_attention
 Beat = Callable[[], None]
 
 _ROWS_IN_CACHE = 1024
-"""Rows whose hidden layer of the MLP still lies in a CPU's cache; a GPU takes all rows at once."""
+"""About so many rows of the MLP's hidden layer still lie in a CPU's cache; a GPU takes all rows at once."""
 _SHORT = 64
 """Tokens of a sequence up to which plain products beat torch's fused attention on a CPU: every window's."""
 
@@ -109,7 +109,9 @@ class Block:
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the block, in place on the residual `x (T, D) fp32`; `attended (T, D)`."""
-        for part, seen in zip(torch.split(x, self._rows), torch.split(attended, self._rows), strict=True):
+        # Equal parts: a few rows left over would cost as much as many, since the weights are read again for them.
+        parts = max(1, round(len(x) / self._rows))
+        for part, seen in zip(x.tensor_split(parts), attended.tensor_split(parts), strict=True):
             self._out(part, seen)
             self._proj(part, self._fc(self._norm(part, self._ln_2)))
         return x

@@ -35,10 +35,10 @@ from inspectd.detect.windows import window_patches
 from inspectd.errors import DetectorError, OutOfMemory
 from inspectd.log import get_logger
 
-_FLOATS_PER_PASS_CPU = 1 << 22
+_FLOATS_PER_PASS_CPU = 1 << 21
 """Token floats of one pass on a CPU: larger batches gain nothing there and fall out of the cache."""
-_FRAMES_PER_PASS_GPU = 8
-"""Fills a GPU with 23,000 rows of tokens; the next pass's pixels go up meanwhile, and memory is that of one pass."""
+_TOKENS_PER_PASS_GPU = 24_000
+"""Fills a GPU: 8 frames with all windows; the next pass's pixels go up meanwhile, and memory is that of one pass."""
 _PASSES = {Mode.FULL: (True,), Mode.LOCALISE_ON_FAIL: (False, True), Mode.IMAGE_ONLY: (False,)}
 """The kinds of passes of a mode: with windows, or of whole images alone."""
 
@@ -75,8 +75,9 @@ class Detector:
         self._planner = Planner(tower.shape, windows, tower.device)
         self._transfer = Transfer(tower.device)
         self._recordings = Recordings(tower.device)
+        on_cpu = tower.device.type == "cpu"
+        self._tokens_per_pass = _FLOATS_PER_PASS_CPU // tower.shape.width if on_cpu else _TOKENS_PER_PASS_GPU
         self._halved = False
-        self._frames_per_pass = self._pass_size()
 
     @property
     def shape(self) -> VisionShape:
@@ -176,13 +177,13 @@ class Detector:
                 self._recordings.record(self._computed, self._grey(part), self._plan(part, windows=windows))
                 frames = frames[len(part) :]
 
-    def _halve_passes(self, frames: int, error: torch.OutOfMemoryError) -> None:
+    def _halve_passes(self, frames: int, error: torch.OutOfMemoryError, *, windows: bool) -> None:
         """Makes room once in a detector's life: what is short of memory again wants a new process."""
         if self._halved or frames < 2:
             raise OutOfMemory(f"{self.device}: {frames} frames in a pass: {_first_line(error)}") from error
-        self._halved, self._frames_per_pass = True, frames // 2
+        self._halved, self._tokens_per_pass = True, frames // 2 * self._tokens_of_frame(windows=windows)
         self._recordings.clear()
-        get_logger().warning("passes_halved", frames=self._frames_per_pass, error=_first_line(error))
+        get_logger().warning("passes_halved", frames=frames // 2, error=_first_line(error))
 
     def memory(self) -> WindowMemory | None:
         """A new memory for one tile of one camera; None where the recipe reuses nothing."""
@@ -225,8 +226,9 @@ class Detector:
     def _embed_references(self, references_rgb: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
         """Unit vectors of every patch and every window of the references, `(R, D)` and `(R, E)` for each scale."""
         rows: dict[str, list[Tensor]] = defaultdict(list)
-        for start in range(0, len(references_rgb), self._frames_per_pass):
-            part = references_rgb[start : start + self._frames_per_pass]
+        size = self._pass_size(windows=True)
+        for start in range(0, len(references_rgb), size):
+            part = references_rgb[start : start + size]
             features = self.features(prepare(part, self.shape, self.config.resize, self.device))
             for scale, windows in zip(self.config.scales, features.windows, strict=True):
                 rows[f"windows_{scale}"].append(functional.normalize(windows, dim=-1))
@@ -240,14 +242,15 @@ class Detector:
         plan = self._planner.plan(inside, windows=True, keep_patches=bool(self.config.scales))
         return self._features(self.tower.tokens(pixels), plan.groups)
 
-    def _pass_size(self) -> int:
+    def _pass_size(self, *, windows: bool) -> int:
         """How many frames a pass takes at most."""
         if self.tower.precision is Precision.INT8:
             return 1  # frames that shared a range would change each other's scores
-        if self.device.type != "cpu":
-            return _FRAMES_PER_PASS_GPU
-        tokens = 1 + self.shape.patch_count + sum(rows.numel() + len(rows) for rows in self.window_patches)
-        return max(1, _FLOATS_PER_PASS_CPU // (tokens * self.shape.width))
+        return max(1, self._tokens_per_pass // self._tokens_of_frame(windows=windows))
+
+    def _tokens_of_frame(self, *, windows: bool) -> int:
+        """Of the whole image, and of all its windows."""
+        return 1 + self.shape.patch_count + windows * sum(rows.numel() + len(rows) for rows in self.window_patches)
 
     def _frames(
         self,
@@ -277,7 +280,7 @@ class Detector:
             try:
                 launched.append(self._launch(part, windows=windows))
             except torch.OutOfMemoryError as error:
-                self._halve_passes(len(part), error)
+                self._halve_passes(len(part), error, windows=windows)
             else:
                 done += len(part)
         self._transfer.wait()
@@ -285,7 +288,7 @@ class Detector:
         return [scored for each in launched for scored in self._judge.read(each.found, each.plan)]
 
     def _next_pass(self, frames: Sequence[_Frame], *, windows: bool) -> Sequence[_Frame]:
-        part = frames[: self._frames_per_pass]
+        part = frames[: self._pass_size(windows=windows)]
         return part[: distinct([frame.memory for frame in part])] if windows else part
 
     def _launch(self, frames: Sequence[_Frame], *, windows: bool) -> _Launched:

@@ -38,7 +38,7 @@ def test_batch_size_changes_nothing(tmp_path: Path, shots: int, frames_per_pass:
     """The same crops give the same scores and maps alone, by three and by eight."""
     detector, crops = small_detector(tmp_path), some_crops(8)
     detector.enroll(some_crops(shots, seed=9))
-    detector._frames_per_pass = frames_per_pass
+    detector._tokens_per_pass = frames_per_pass * detector._tokens_of_frame(windows=True)
     alone = [detector.score([crop])[0] for crop in crops]
     for size in (3, 8):
         batched = [one for at in range(0, 8, size) for one in detector.score(crops[at : at + size])]
@@ -66,7 +66,7 @@ NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB
 def test_pass_too_large_for_the_memory_is_halved(tmp_path: Path):
     """Frames that found no room together are scored by halves, and so are those after them; scores stay the same."""
     detector, crops = small_detector(tmp_path), some_crops(8)
-    detector._frames_per_pass = 32
+    detector._tokens_per_pass = 32 * detector._tokens_of_frame(windows=True)
     whole = [one.score for one in detector.score(crops)]
     device = Full(detector, 4, NO_ROOM)
     assert [one.score for one in detector.score(crops)] == pytest.approx(whole, abs=1e-6)
