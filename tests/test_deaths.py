@@ -177,6 +177,30 @@ def test_triggers_that_share_a_frame_are_both_inspected(external: tuple[Daemon, 
     assert {each["decision"] for each in verdicts} <= {"pass", "fail"}
 
 
+def test_triggers_go_on_without_their_journal(external: tuple[Daemon, Subscriber]) -> None:
+    """It is removed, and made again by the next verdict; then it cannot be read, and a new publisher comes, too. An id
+    that was accepted before keeps its number."""
+    daemon, subscriber = external
+    first = daemon.ask("trigger", camera="cam1", trigger_id="before", wait=True)["seq"]
+    without_journal(daemon)
+    verdict = daemon.ask("trigger", camera="cam1", trigger_id="removed", wait=True)["verdict"]
+    assert daemon.ask("history", camera="cam1", since_seq=first)["verdicts"] == [verdict]
+    without_journal(daemon)
+    daemon.journal.mkdir()
+    beats = len(subscriber.seen.heartbeats)
+    psutil.Process(pid_of(daemon, "publisher")).kill()
+    subscriber.until(lambda seen: len(seen.heartbeats) > beats + 3)
+    assert daemon.ask("trigger", camera="cam1", trigger_id="before")["seq"] == first
+    assert daemon.ask("trigger", camera="cam1", trigger_id="unreadable", wait=True)["seq"] == first + 2
+    subscriber.until(lambda seen: seen.state == "degraded")
+
+
+def without_journal(daemon: Daemon) -> None:
+    """Somebody removes it."""
+    for path in daemon.journal.parent.glob("journal.sqlite*"):
+        path.unlink()
+
+
 def test_twin_recipes_share_a_model_and_keep_their_names(make_daemon: MakeDaemon) -> None:
     """A recipe that is a copy of another by another name is inspected as itself."""
     camera = file_camera(shared("data", "video", "dark_belt_1280x960.mp4"), trigger="every_nth = 20")
@@ -196,8 +220,7 @@ def test_unusable_journal_does_not_silence_a_new_publisher(make_daemon: MakeDaem
     with running(daemon) as subscriber:
         subscriber.until(lambda seen: inspected(seen, "cam1", 1))
         publisher = psutil.Process(pid_of(daemon, "publisher"))
-        for path in daemon.journal.parent.glob("journal.sqlite*"):
-            path.unlink()
+        without_journal(daemon)
         daemon.journal.mkdir()
         publisher.kill()
         last = max(subscriber.seen.seqs("cam1"))

@@ -17,6 +17,7 @@ from inspectd.errors import JournalError
 from inspectd.log import get_logger
 from inspectd.records import DaemonState, TriggerKind
 from inspectd.stages.station_rules import Match
+from inspectd.transport.tickets import ROWS
 
 if TYPE_CHECKING:
     from inspectd.journal import Journal
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from inspectd.transport.endpoints import ControlSocket
     from inspectd.transport.pipes import Commands
     from inspectd.transport.rows import Row
-    from inspectd.transport.tickets import ChildView
+    from inspectd.transport.tickets import CameraView, ChildView
 
 T = TypeVar("T")
 TRIGGER_PATIENCE_NS = 1_000_000_000
@@ -94,6 +95,8 @@ class Requests:
         self._stations = stations
         self._waiting: dict[tuple[str, str], list[_Waiter]] = {}
         self._seqs: dict[tuple[str, str], int] = {}
+        self._answered_before = {name: self._view(name).answered_through for name in self._table.cameras}
+        self._journal_is_read = True
         self._noted: deque[tuple[int, list[bytes], control.Request]] = deque()
         self._tallies = {name: _Tally() for name in self._table.cameras}
 
@@ -221,7 +224,7 @@ class Requests:
             message = f'part_id: missing; {request.camera} has match = "part_id"'
             raise RequestError(ErrorCode.BAD_REQUEST, message, request.id)
         key = (request.camera, request.trigger_id)
-        seq = self._seq_of(request, key)
+        seq = self._seq_of(*key)
         if seq is not None and (not request.wait or seq <= self._view(request.camera).answered_through):
             return (self._known_trigger(request, seq),)
         if sum(map(len, self._waiting.values())) >= MAX_WAITING:
@@ -251,13 +254,33 @@ class Requests:
         """The cameras that a request is about: one, or those of a station."""
         return self._stations[name].rule.cameras if name in self._stations else (name,)
 
-    def _seq_of(self, request: control.TriggerRequest, key: tuple[str, str]) -> int | None:
-        if key not in self._seqs:
-            seq = self._read(request.id, lambda: self._journal.seq_of_trigger(self._table.session, *key))
-            if seq is None:
-                return None
+    def _seq_of(self, camera: str, trigger_id: str) -> int | None:
+        """The seq that a trigger was given before, None where it is new."""
+        self._recall(camera)
+        key = (camera, trigger_id)
+        if key not in self._seqs and (seq := self._journaled_seq(camera, trigger_id)) is not None:
             self._remember(key, seq)
-        return self._seqs[key]
+        return self._seqs.get(key)
+
+    def _recall(self, camera: str) -> None:
+        """Once: what an earlier publisher answered, as far as the table still knows it; the journal may be lost."""
+        view, through = self._view(camera), self._answered_before.pop(camera, 0)
+        for seq in range(max(1, view.high_water - ROWS + 1), through + 1):
+            row = view.row(seq)
+            if row is not None and row.trigger_id is not None:
+                self._remember((camera, row.trigger_id), seq)
+
+    def _journaled_seq(self, camera: str, trigger_id: str) -> int | None:
+        """None too where the journal cannot be read: what is new must not wait for it (contract I4)."""
+        try:
+            seq = self._journal.seq_of_trigger(self._table.session, camera, trigger_id)
+        except JournalError as error:
+            if self._journal_is_read:
+                get_logger().error("journal_unreadable", error=str(error))
+            self._journal_is_read = False
+            return None
+        self._journal_is_read = True
+        return seq
 
     def _remember(self, key: tuple[str, str], seq: int) -> None:
         self._seqs[key] = seq
@@ -300,7 +323,7 @@ class Requests:
             get_logger().error("journal_unreadable", error=str(error))
             raise RequestError(ErrorCode.UNAVAILABLE, f"journal: {error}", request_id) from error
 
-    def _view(self, camera: str) -> Any:
+    def _view(self, camera: str) -> CameraView:
         return self._table.camera(self._table.cameras.index(camera))
 
     def _status(self, now_ns: int) -> dict[str, Any]:
