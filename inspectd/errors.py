@@ -4,6 +4,7 @@ InspectdError
 ├── ConfigError          a person must change something; the command line prints it and exits 3
 ├── SourceError          a camera or file; capture answers `error` verdicts and goes on
 │   ├── SourceLost       the source is gone (end of stream, refused, unplugged); capture reconnects
+│   │   └── LoginRefused it wants another user or password; capture asks again more and more slowly
 │   └── SourceTimeout    the source is silent beyond its limit; capture reconnects
 ├── DetectorError        weights or the model; the worker exits and is replaced
 │   └── OutOfMemory      the device has no room for a pass of half the frames either, or for a single frame
@@ -44,6 +45,10 @@ class SourceError(InspectdError):
 
 class SourceLost(SourceError):  # noqa: N818 - the contract's own word
     """The source has gone away."""
+
+
+class LoginRefused(SourceLost):
+    """The camera refuses the user or the password. Many lock the account of one who tries too often."""
 
 
 class SourceTimeout(SourceError):  # noqa: N818 - reads as what it is

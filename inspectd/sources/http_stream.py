@@ -19,6 +19,10 @@ class Refused(HTTPException):
     """The server answers, but not with what was asked for. Its text is for people and holds no secret."""
 
 
+class LoginDenied(Refused):
+    """User or password are missing, wrong, or not enough."""
+
+
 def get(url: str, timeout_s: float) -> HTTPResponse:
     """The response to a GET. User and password of the URL are given when asked for, to the URL's own host alone.
 
@@ -41,7 +45,8 @@ def get(url: str, timeout_s: float) -> HTTPResponse:
             elif response.status == HTTPStatus.UNAUTHORIZED and authorization is None and _origin(at) == _origin(home):
                 authorization = _login(home, at, response)
             else:
-                raise Refused(_status(response.status))
+                denied = response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+                raise (LoginDenied if denied else Refused)(_status(response.status))
     raise Refused("redirected in circles")
 
 
@@ -98,7 +103,7 @@ def _redirected(at: SplitResult, response: HTTPResponse) -> SplitResult:
 def _login(home: SplitResult, at: SplitResult, response: HTTPResponse) -> str:
     """What answers the server's challenge; Digest, where it offers both (RFC 7616, by urllib)."""
     if home.username is None:
-        raise Refused(_status(response.status))
+        raise LoginDenied(_status(response.status))
     user, password = unquote(home.username), unquote(home.password or "")
     challenges = {
         kind.lower(): request.parse_keqv_list([part for part in request.parse_http_list(rest) if "=" in part])

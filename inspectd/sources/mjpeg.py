@@ -9,7 +9,7 @@ from functools import partial
 from http.client import HTTPException, HTTPResponse
 from statistics import median
 
-from inspectd.errors import SourceError, SourceLost, SourceTimeout
+from inspectd.errors import LoginRefused, SourceError, SourceLost, SourceTimeout
 from inspectd.records import PixelsU8
 from inspectd.settings import MjpegSource
 from inspectd.sources import http_stream
@@ -96,7 +96,8 @@ class MjpegConnection:
     def _failure_of(self, error: Exception) -> SourceError:
         if isinstance(error, TimeoutError):
             return SourceTimeout(f"{self._name}: no answer for {self._settings.open_timeout_s:g} s")
-        return SourceLost(f"{self._name}: {http_stream.told(error)}")
+        kind = LoginRefused if isinstance(error, http_stream.LoginDenied) else SourceLost
+        return kind(f"{self._name}: {http_stream.told(error)}")
 
 
 class Pace:

@@ -20,7 +20,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from inspectd.errors import SourceError, SourceLost, SourceTimeout
+from inspectd.errors import LoginRefused, SourceError, SourceLost, SourceTimeout
 from inspectd.records import PixelsU8
 from inspectd.settings import RtspSource
 from inspectd.sources.addresses import address, check_host, redact
@@ -39,6 +39,7 @@ KEY_FRAME_LIMIT_S = 20.0
 """Without a sound key frame for so long the stream is taken anew: most cameras start with one."""
 PARSED = frozenset({"h264", "hevc"})
 """FFmpeg hands out a frame of these only when the next one begins to arrive."""
+REFUSALS = av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError
 OPTIONS = {
     "rtsp_transport": "tcp",
     "fpsprobesize": "0",  # opens in 0.3 s instead of 1 s: the rate is of no interest
@@ -144,7 +145,8 @@ class RtspConnection:
                 what = "no answer" if self._decoder is None else "no frame"
                 failure = SourceTimeout(f"{self._name}: {what} for {limit_s:g} s")
             else:
-                failure = SourceLost(f"{self._name}: {_reason(error)}")
+                kind = LoginRefused if isinstance(error, REFUSALS) else SourceLost
+                failure = kind(f"{self._name}: {_reason(error)}")
         raise failure
 
     def _video(self, container: InputContainer) -> VideoStream:

@@ -108,17 +108,19 @@ class DeviceClock:
 class Backoff:
     """How long to wait before the next try: doubling with jitter, for ever.
 
-    `most_s` is short, because a line stands still until its camera is back.
+    `most_s` is short, because a line stands still until its camera is back; only a camera that refuses the password is
+    not asked each second for ever.
     """
 
     first_s: float = 0.1
     most_s: float = 1.0
+    refused_s: float = 60.0
     rng: random.Random = field(default_factory=random.Random)
     _tries: int = 0
 
-    def next_s(self) -> float:
+    def next_s(self, *, refused: bool = False) -> float:
         """The pause before the next try: a random share, from a half up, of the doubled pause."""
-        pause_s = min(self.most_s, self.first_s * 2.0 ** min(self._tries, 30))
+        pause_s = min(self.refused_s if refused else self.most_s, self.first_s * 2.0 ** min(self._tries, 30))
         self._tries += 1
         return pause_s * self.rng.uniform(0.5, 1.0)
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 
-from inspectd.errors import SourceError
+from inspectd.errors import LoginRefused, SourceError
 from inspectd.log import get_logger
 from inspectd.records import CameraState, Frame, PixelsU8, Reason, TriggerKind
 from inspectd.sources.base import EndOfSource, FrameSource
@@ -140,7 +140,7 @@ class Capture:
             get_logger().warning("camera_lost", error=str(error))
             self._view.state = CameraState.LOST
             self._loss_untold = self._acceptance.kind is not TriggerKind.EXTERNAL
-        until_s = time.monotonic() + self._backoff.next_s()
+        until_s = time.monotonic() + self._backoff.next_s(refused=isinstance(error, LoginRefused))
         while not self._acceptance.stopping and time.monotonic() < until_s:
             self._life.beat()
             self._take_requests()

@@ -14,7 +14,7 @@ import pytest
 from clips import number_of
 from mjpeg_servers import MULTIPART, PATIENCE_S, MjpegServer, jpeg, mjpeg_server, part
 
-from inspectd.errors import ConfigError, SourceError, SourceLost, SourceTimeout
+from inspectd.errors import ConfigError, LoginRefused, SourceError, SourceLost, SourceTimeout
 from inspectd.records import Frame
 from inspectd.settings import MjpegSource
 from inspectd.sources.base import FrameSource
@@ -234,6 +234,7 @@ def test_redirect_is_followed_without_the_password(server: MjpegServer) -> None:
         other.answers["/"] = guarded(other, 'Basic realm="cam"')
         server.answers["/"] = status(307, Location=other.url)
         error = failure_of(settings(server.url.replace("//", "//jane:s3%20cret@")))
+        assert isinstance(error, LoginRefused)
         assert "401: user or password is missing or wrong" in str(error)
         assert {given for _, given in other.seen} == {None}
         other.answers["/"] = other.play

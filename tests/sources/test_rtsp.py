@@ -14,7 +14,7 @@ import pytest
 from clips import number_of, write_numbered
 from rtsp_servers import Hole, RtspServer, free_port
 
-from inspectd.errors import SourceError, SourceLost, SourceTimeout
+from inspectd.errors import LoginRefused, SourceError, SourceLost, SourceTimeout
 from inspectd.records import Frame, TimeKind
 from inspectd.settings import RtspSource
 from inspectd.sources.live import STALE_S, THREAD_NAME, LiveCamera
@@ -365,6 +365,7 @@ def test_login(make_rtsp_server: Callable[..., RtspServer], clip: Path, tmp_path
     with closing(rtsp_camera(source)) as camera:
         if password == "wr0ng":
             error, _ = read_to_failure(camera)
+            assert isinstance(error, LoginRefused)
             assert "401" in str(error)
             told = f"{error!r} {error.__cause__!r} {error.__context__!r}"
             assert not any(secret in told for secret in ("jane", password))

@@ -94,5 +94,6 @@ def test_backoff_grows_to_its_limit_and_starts_again() -> None:
     assert 0.05 <= pauses[0] <= 0.1
     assert all(0.75 <= pause <= 1.5 for pause in pauses[5:])
     assert len({round(pause, 6) for pause in pauses[5:]}) > 1000
+    assert 30 <= backoff.next_s(refused=True) <= 60
     backoff.reset()
     assert backoff.next_s() <= 0.1
