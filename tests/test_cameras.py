@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import psutil
 import pytest
 from clips import numbered
-from daemons import Daemon, Seen, running
+from daemons import PATIENCE_S, Daemon, Seen, running
 from mjpeg_servers import MjpegServer, mjpeg_server
 from rtsp_servers import free_port
 
@@ -95,3 +97,33 @@ def test_drop_folder_is_not_inspected_again_after_a_restart(make_daemon: Callabl
         subscriber.read(0.5)
     assert [each["frame"]["index"] for each in seen.verdicts] == [3]
     assert load_settings(daemon.config).cameras["cam"].source.index == daemon.folder / "state" / "drop" / "cam"
+
+
+def test_stop_loses_no_image_of_a_drop_folder(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    """One that waits for a free slot when the daemon is stopped is the next daemon's: one verdict an image, as ever."""
+    folder, images = tmp_path / "in", 6
+    folder.mkdir()
+    daemon = make_daemon({"cam": table(kind="drop", path=str(folder)) + "\nslots = 2"})
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: seen.state == "ready")
+        processes = {each["name"]: each["pid"] for each in daemon.ask("status")["processes"]}
+        psutil.Process(processes["worker"]).suspend()
+        for number in range(images):
+            drop(folder, f"{number}.png", number)
+        handed_out(daemon, 3)
+        daemon.signal(signal.SIGTERM)
+        daemon.wait()
+    with running(daemon) as subscriber:
+        seen = subscriber.until(lambda seen: len(seen.seqs("cam")) >= images - 2)
+        subscriber.read(0.5)
+    assert [each["frame"]["index"] for each in seen.verdicts] == [2, 3, 4, 5]
+    with sqlite3.connect(daemon.journal) as connection:
+        assert connection.execute("SELECT count(*) FROM verdicts").fetchone() == (images,)
+
+
+def handed_out(daemon: Daemon, count: int) -> None:
+    """Waits until so many images have left the drop folder of `cam`."""
+    index, until_s = daemon.folder / "state" / "drop" / "cam", time.monotonic() + PATIENCE_S
+    while index.read_text().count('"n"') < count:
+        assert time.monotonic() < until_s, index.read_text()
+        time.sleep(0.02)

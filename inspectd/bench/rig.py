@@ -203,6 +203,9 @@ class MemoryCamera:
         self.next_index += 1
         return self._frame(self.next_index - 1, due_ns)
 
+    def acknowledge(self) -> None:
+        """Nothing to note."""
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -62,5 +62,8 @@ class FrameSource(Protocol):
             EndOfSource: a file or folder is through.
         """
 
+    def acknowledge(self) -> None:
+        """The frame read last was accepted, or is not one to inspect. A drop folder gives again what never was that."""
+
     def close(self) -> None:
         """Lets go of everything. Harmless when called twice."""

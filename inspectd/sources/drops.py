@@ -97,7 +97,6 @@ class DropFolder:
 
     def read(self, timeout_s: float) -> Frame | None:
         """The next whole image."""
-        self._handled.finish()
         until_s = time.monotonic() + timeout_s
         while True:
             for name, version, last in self._ripe:
@@ -111,10 +110,16 @@ class DropFolder:
                 return None
             self._look()
 
+    def acknowledge(self) -> None:
+        """Notes that the last image is through.
+
+        Raises:
+            SourceLost: it cannot be noted.
+        """
+        self._handled.finish()
+
     def close(self) -> None:
-        """Notes that the last image is through."""
-        with suppress(SourceLost):
-            self._handled.finish()
+        """Lets go of the folder. An image that nobody acknowledged is the next one's."""
 
     def _look(self) -> None:
         now_s = time.monotonic()

@@ -98,6 +98,9 @@ class Recording:
             damage=loaded.damage,
         )
 
+    def acknowledge(self) -> None:
+        """Nothing to note: a recording begins anew with each daemon."""
+
     def close(self) -> None:
         """Lets go of the file."""
         self._next = None

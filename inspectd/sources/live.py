@@ -144,6 +144,9 @@ class LiveCamera:
         self._ask_again()
         return None
 
+    def acknowledge(self) -> None:
+        """Nothing to note: no camera gives a frame twice."""
+
     def close(self) -> None:
         """Tells the connections to end. Their threads follow, or hang until their own limits end them."""
         for link in self._links:

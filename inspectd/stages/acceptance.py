@@ -62,15 +62,22 @@ class Acceptance:
         """Whether this process is to end."""
         return self._life.stopping or bool(self._table.stopping)
 
-    def accept_part(self, part: Part, gate: Reason | None) -> None:
-        """Accepts a part with its pixels, or as an error where a gate says so or the ring is full."""
+    def accept_part(self, part: Part, gate: Reason | None) -> bool:
+        """Accepts a part with its pixels, or as an error where a gate says so or the ring is full.
+
+        Returns:
+            whether it is dealt with: accepted, or skipped and counted. A frame that waits for its place when this
+            process is told to end is not; of a part, earlier frames are through, so it is answered.
+        """
         slots = [] if gate is Reason.FRAME_CORRUPT else self._slots(len(part.frames))
         if not slots and gate is None:
+            if self.fast and self.kind is TriggerKind.CONTINUOUS:
+                return False
             if self._skips:
                 self._view.frames_skipped += 1
-                return
+                return True
             gate = Reason.OVERLOAD
-        self._accept(self._row(part, gate=gate), part.frames, slots)
+        return self._accept(self._row(part, gate=gate), part.frames, slots) is not None or not self.fast
 
     def accept_error(self, reason: Reason) -> None:
         """Accepts something that no frame belongs to, already decided."""
@@ -155,7 +162,7 @@ class Acceptance:
         )
 
     def _accept(self, row: NewRow, frames: Sequence[Frame] = (), slots: Sequence[int] = ()) -> int | None:
-        """The acceptance itself. None where the table is full: then nothing was accepted, and it is counted."""
+        """The acceptance itself. None where the table is full: nothing was accepted, which a live source counts."""
         if slots:
             (slot, generation), *others = (self._written(*each) for each in zip(slots, frames, strict=True))
             shots = tuple(
@@ -168,10 +175,10 @@ class Acceptance:
             self._life.beat()
             time.sleep(FULL_S)
             seq = self._view.accept(row)
-        if seq is None:
-            self._view.frames_skipped += 1
-        else:
+        if seq is not None:
             self._wake(publisher=_presses(row))
+        elif not self.fast:
+            self._view.frames_skipped += 1
         return seq
 
     def _written(self, slot: int, frame: Frame) -> tuple[int, int]:

@@ -121,13 +121,22 @@ class Capture:
                 self._back(frame)
                 self._view.frames_read += 1
                 self._backoff.reset()
-                self._consider(frame)
+                self._hold()
+                if self._consider(frame):
+                    source.acknowledge()
 
     def _may_read(self, source: FrameSource) -> bool:
         """A recording waits until the daemon accepts; a live camera is drained all the while."""
         if not source.simulated:
             return True
         return self._table.accepting and not (self._acceptance.fast and self._view.paused)
+
+    def _hold(self) -> None:
+        """A source that waits was read a moment before the pause: it keeps its frame for afterwards."""
+        while self._acceptance.fast and not self._acceptance.accepting and not self._acceptance.stopping:
+            self._life.beat()
+            self._take_requests()
+            time.sleep(READ_S / 2)
 
     def _count_missed(self, source: FrameSource) -> None:
         missed, self._missed_before = source.frames_missed - self._missed_before, source.frames_missed
@@ -185,21 +194,21 @@ class Capture:
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
-    def _consider(self, frame: Frame) -> None:
-        """Decides whether a frame is one to inspect."""
+    def _consider(self, frame: Frame) -> bool:
+        """Decides whether a frame is one to inspect, and has it accepted if so. Whether it is dealt with."""
         self._gates.feed(frame)
         if frame.damage is not None:
             self._view.frames_damaged += 1
         if not self._acceptance.accepting:
-            return
+            return False
         if self._acceptance.kind is TriggerKind.EXTERNAL:
             for request in self._external.feed(frame):
                 self._give(request, frame)
-            return
-        if self._acceptance.kind is TriggerKind.PRESENCE:
+        elif self._acceptance.kind is TriggerKind.PRESENCE:
             self._watch_for_parts(frame)
         elif self._continuous.wants(frame) or frame.damage is not None:
-            self._inspect(Part(frames=(frame,)))
+            return self._inspect(Part(frames=(frame,)))
+        return True
 
     def _watch_for_parts(self, frame: Frame) -> None:
         """One inspection for each part, and errors while no part could be seen: one may have passed."""
@@ -229,8 +238,8 @@ class Capture:
             if row is not None and row.sighting is not None
         ]
 
-    def _inspect(self, part: Part) -> None:
-        self._acceptance.accept_part(part, self._gates.refuse(part.best))
+    def _inspect(self, part: Part) -> bool:
+        return self._acceptance.accept_part(part, self._gates.refuse(part.best))
 
     # -- external triggers --------------------------------------------------------------------------------------------
 

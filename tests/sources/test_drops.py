@@ -40,6 +40,8 @@ def picture(number: int, suffix: str = ".png") -> bytes:
 
 
 def read_frame(source: FrameSource) -> Frame:
+    """The next frame; it is acknowledged before the one after it is read."""
+    source.acknowledge()
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
         if (frame := source.read(0.05)) is not None:
@@ -49,9 +51,11 @@ def read_frame(source: FrameSource) -> Frame:
 
 def rest(source: FrameSource, quiet_s: float = 0.4) -> list[int]:
     """The numbers of all frames until none comes for a while."""
+    source.acknowledge()
     numbers, until_s = [], time.monotonic() + quiet_s
     while time.monotonic() < until_s:
         if (frame := source.read(0.05)) is not None:
+            source.acknowledge()
             numbers.append(number_of(frame.pixels_bgr))
             until_s = time.monotonic() + quiet_s
     return numbers
@@ -149,6 +153,18 @@ def test_restart_inspects_nothing_again(folder: Path) -> None:
     with closing(open_source(settings(folder))) as source:
         frame = read_frame(source)
         assert (number_of(frame.pixels_bgr), frame.index) == (3, 3)
+
+
+def test_image_that_was_not_acknowledged_is_given_again(folder: Path) -> None:
+    """Whoever stops with an image in hand, and has not accepted it, leaves it to the next; so does an orderly end."""
+    (folder / "a.png").write_bytes(picture(1))
+    with closing(open_source(settings(folder))) as source:
+        assert read_frame(source).index == 0
+    with closing(open_source(settings(folder))) as source:
+        assert (number_of(read_frame(source).pixels_bgr), source.next_index) == (1, 1)
+        source.acknowledge()
+    with closing(open_source(settings(folder))) as source:
+        assert rest(source) == []
 
 
 def kill_after(folder: Path, count: int) -> None:

@@ -1,0 +1,137 @@
+"""Capture on a real table and ring, with real sources."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import pytest
+from clips import numbered
+from daemons import model_toml
+
+from inspectd.recipe import load_recipe
+from inspectd.records import Frame, Reason
+from inspectd.settings import load_settings
+from inspectd.sources.base import FrameSource
+from inspectd.sources.open import open_source
+from inspectd.stages.capture import Capture
+from inspectd.transport.memory import sweep
+from inspectd.transport.ring import Ring
+from inspectd.transport.tickets import CameraView, Table
+
+PATIENCE_S = 30.0
+SIZE_WH_PX = (240, 160)
+CONFIG = """
+state_dir = "state"
+runtime_dir = "."
+[cameras.cam1]
+recipe = "part"
+source = {{ {source} }}
+trigger = {{ {trigger} }}
+"""
+RECIPE = f'object = "part"\n[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n{model_toml()}'
+
+
+class Line:
+    """The memory of a daemon with one camera, whose publisher answers whatever is accepted."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.folder = folder
+        names = {"session": "s", "cameras": ["cam1"], "children": ["capture-cam1"]}
+        self.table = Table.create(f"{prefix}-table", **names, started_ns=1)
+        self.table.accepting = True
+        width, height = SIZE_WH_PX
+        self.ring = Ring.create(self.table.ring_name(0), slots=4, slot_bytes=width * height * 3)
+        self.view: CameraView = self.table.camera(0)
+        self.gates: list[Reason | None] = []
+        self.generation = 0
+
+    @contextmanager
+    def captures(
+        self, source: str, trigger: str = "", opens: Callable[..., FrameSource] = open_source
+    ) -> Iterator[None]:
+        """One generation of capture, in a thread; then its end."""
+        for name, text in (("part.toml", RECIPE), ("inspectd.toml", CONFIG.format(source=source, trigger=trigger))):
+            (self.folder / name).write_text(text)
+        self.generation += 1
+        charge = SimpleNamespace(
+            settings=load_settings(self.folder / "inspectd.toml"),
+            recipes={"cam1": load_recipe(self.folder / "part.toml")},
+            generation=self.generation,
+        )
+        nothing = SimpleNamespace(limit=lambda _: None)
+        life: Any = SimpleNamespace(
+            charge=charge, table=self.table, stopping=False, beat=lambda: None, settle=lambda: None, heart=nothing
+        )
+
+        def run() -> None:
+            capture = Capture(life, "cam1", opens)
+            capture.run()
+            for each in (*capture._acceptance._wakes, capture._commands):
+                each.close()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            life.stopping = True
+            thread.join(PATIENCE_S)
+
+    def until(self, reached: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
+        """Answers what is accepted until then."""
+        until_s = time.monotonic() + timeout_s
+        while not reached():
+            assert time.monotonic() < until_s, (self.view.state, self.gates, self.view.frames_read)
+            self.answer()
+            time.sleep(0.005)
+
+    def answer(self) -> None:
+        for row in list(self.view.unanswered()):
+            self.gates.append(row.gate)
+            self.view.answered_through = row.seq
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[Line]:
+    """A line with nothing on it."""
+    prefix = f"inspectd-test{os.getpid()}c"
+    yield Line(tmp_path, prefix)
+    sweep(prefix)
+
+
+class PausedMeanwhile:
+    """A source that is paused while it reads its second frame, and stays so for a moment."""
+
+    def __init__(self, source: FrameSource, view: CameraView) -> None:
+        self._source, self._view = source, view
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def read(self, timeout_s: float) -> Frame | None:
+        frame = self._source.read(timeout_s)
+        if frame is not None and frame.index == 1:
+            self._view.paused = 1
+            threading.Timer(0.3, lambda: setattr(self._view, "paused", 0)).start()
+        return frame
+
+
+@pytest.mark.parametrize("kind", ["folder", "drop"])
+def test_pause_loses_no_frame_of_a_source_that_waits(line: Line, kind: str) -> None:
+    """What was being read when the pause came is inspected after it."""
+    images = line.folder / "in"
+    images.mkdir()
+    for number in range(4):
+        cv2.imwrite(str(images / f"{number}.png"), numbered(number))
+    source = f'kind = "{kind}", path = "{images}"' + (', pace = "fast"' if kind == "folder" else "")
+    with line.captures(source, opens=lambda *a, **k: PausedMeanwhile(open_source(*a, **k), line.view)):
+        line.until(lambda: line.view.answered_through == 4)
+    assert (line.gates, line.view.frames_skipped) == ([None] * 4, 0)
