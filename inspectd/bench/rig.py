@@ -168,6 +168,7 @@ class MemoryCamera:
 
     simulated = False
     live = True
+    is_there = False
 
     def __init__(self, rig: Rig, place: int, settings: Source, *, start_index: int = 0) -> None:
         del settings

@@ -42,6 +42,11 @@ class FrameSource(Protocol):
         """True for cameras: there is no end, and frames that nobody reads are lost."""
 
     @property
+    def is_there(self) -> bool:
+        """Whether the source is known to be there though it may give no frame for long. A camera that never pauses
+        shows it by its frames."""
+
+    @property
     def size_wh_px(self) -> tuple[int, int]:
         """The largest frame to be expected, rotation applied. No frame handed out is larger."""
 

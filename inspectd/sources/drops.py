@@ -74,6 +74,7 @@ class DropFolder:
 
     simulated = True
     live = False
+    is_there = True
 
     def __init__(self, settings: DropSource, *, start_index: int = 0) -> None:
         """Looks into the folder.

@@ -48,6 +48,7 @@ class Recording:
 
     simulated = True
     live = False
+    is_there = True
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ JOIN_S = 0.2
 QUEUE_FRAMES = 2
 STALE_S = 0.5
 """A frame that nobody took for so long is not handed out any more."""
+TRIGGERED_S = 10.0
+"""Who lets a camera be silent for so long has it triggered by parts: its first frame may take hours."""
 ANOTHER_S = 1.0
 """A connection that has not opened after so long gets company."""
 
@@ -116,6 +118,11 @@ class LiveCamera:
         if _readers() >= MOST_READERS:
             raise SourceLost(f"{name}: {MOST_READERS} earlier connections still hang; waiting for them to end")
         self._links = [_Link(connection, name, self._waiting)]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the connection is open, to a camera that may be silent for long."""
+        return self._waiting.user is not None and self._patience.silence_s >= TRIGGERED_S
 
     @property
     def next_index(self) -> int:

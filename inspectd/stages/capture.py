@@ -106,9 +106,9 @@ class Capture:
         return source
 
     def _read(self, source: FrameSource) -> None:
-        if source.simulated:
-            self._view.state = CameraState.READY
         while not self._acceptance.stopping:
+            if source.is_there:
+                self._view.state = CameraState.READY
             self._life.beat()
             self._take_requests()
             if not self._may_read(source):

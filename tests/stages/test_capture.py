@@ -1,4 +1,4 @@
-"""Capture on a real table and ring, with real sources."""
+"""Capture on a real table and ring, with real sources or a camera whose connection a test plays."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Empty, Queue
 from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from clips import numbered
 from daemons import model_toml
 
+from inspectd.errors import SourceLost
 from inspectd.recipe import load_recipe
-from inspectd.records import Frame, Reason
+from inspectd.records import CameraState, Frame, PixelsU8, Reason
 from inspectd.settings import load_settings
 from inspectd.sources.base import FrameSource
+from inspectd.sources.live import Arrival, LiveCamera, Patience
 from inspectd.sources.open import open_source
 from inspectd.stages.capture import Capture
 from inspectd.transport.memory import sweep
@@ -37,6 +42,7 @@ source = {{ {source} }}
 trigger = {{ {trigger} }}
 """
 RECIPE = f'object = "part"\n[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n{model_toml()}'
+CAMERA = f'kind = "mjpeg", url = "http://127.0.0.1/", max_size_wh_px = {list(SIZE_WH_PX)}'
 
 
 class Line:
@@ -107,6 +113,36 @@ def line(tmp_path: Path) -> Iterator[Line]:
     sweep(prefix)
 
 
+@dataclass
+class Played:
+    """A camera that opens, breaks and gives pictures when a test says so. It may be silent for an hour."""
+
+    here: bool = True
+    pictures: Queue[PixelsU8] = field(default_factory=Queue)
+    notes: tuple[str, ...] = ()
+
+    def opened(self, _: object, *, start_index: int) -> LiveCamera:
+        patience = Patience(open_s=5, silence_s=3600)
+        return LiveCamera(self, name="it", size_wh_px=SIZE_WH_PX, patience=patience, start_index=start_index)
+
+    def open(self) -> None:
+        self.check()
+
+    def take(self) -> Arrival | None:
+        self.check()
+        try:
+            pixels_bgr = self.pictures.get(timeout=0.02)
+        except Empty:
+            return None
+        return Arrival(load=lambda: (pixels_bgr, None), captured_ns=time.monotonic_ns(), captured_utc_ns=1)
+
+    def close(self) -> None: ...
+
+    def check(self) -> None:
+        if not self.here:
+            raise SourceLost("it: gone")
+
+
 class PausedMeanwhile:
     """A source that is paused while it reads its second frame, and stays so for a moment."""
 
@@ -135,3 +171,18 @@ def test_pause_loses_no_frame_of_a_source_that_waits(line: Line, kind: str) -> N
     with line.captures(source, opens=lambda *a, **k: PausedMeanwhile(open_source(*a, **k), line.view)):
         line.until(lambda: line.view.answered_through == 4)
     assert (line.gates, line.view.frames_skipped) == ([None] * 4, 0)
+
+
+def test_camera_that_waits_for_its_first_part_is_ready(line: Line) -> None:
+    """A camera that is triggered gives no picture before the line runs, nor does the line run before it is ready."""
+    line.table.accepting = False
+    camera = Played()
+    with line.captures(CAMERA, "", camera.opened):
+        line.until(lambda: line.view.state is CameraState.READY, timeout_s=5)
+        line.table.accepting = True
+        camera.pictures.put(np.full((160, 240, 3), 7, np.uint8))
+        line.until(lambda: line.gates == [None])
+        camera.here = False
+        line.until(lambda: line.gates == [None, Reason.CAMERA_LOST])
+        camera.here = True
+        line.until(lambda: line.view.state is CameraState.READY, timeout_s=5)
