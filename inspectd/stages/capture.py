@@ -39,6 +39,7 @@ class Capture:
 
     def __init__(self, life: Life, camera: str, opens: Callable[..., FrameSource] = open_source) -> None:
         self._life, self._opens = life, opens
+        self._born_ns = time.monotonic_ns()
         self._table = life.table
         index = self._table.cameras.index(camera)
         self._view = self._table.camera(index)
@@ -220,11 +221,13 @@ class Capture:
     def _begin_presence(self) -> Parts:
         """A generation that replaces another does not take again what that one took.
 
-        While nobody looked a part may have passed: of a live camera that is one error. A recording has waited.
+        While nobody looked a part may have passed: of a live camera that is one error, unless this generation has told
+        a loss already. A recording has waited.
         """
         last, recorded = self._view.row(self._view.high_water), self._acceptance.simulated
         replaces = self._life.charge.generation > 1 and not recorded
-        if replaces and (last is None or last.gate is not Reason.CAMERA_LOST):
+        told = last is not None and last.gate is Reason.CAMERA_LOST and last.accepted_ns >= self._born_ns
+        if replaces and not told:
             self._acceptance.accept_error(Reason.CAMERA_LOST)
         return Parts(self._camera.trigger, self._recipe, taken=self._taken_before(), recorded=recorded)
 

@@ -43,6 +43,7 @@ trigger = {{ {trigger} }}
 """
 RECIPE = f'object = "part"\n[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n{model_toml()}'
 CAMERA = f'kind = "mjpeg", url = "http://127.0.0.1/", max_size_wh_px = {list(SIZE_WH_PX)}'
+PRESENCE = 'kind = "presence"'
 
 
 class Line:
@@ -171,6 +172,28 @@ def test_pause_loses_no_frame_of_a_source_that_waits(line: Line, kind: str) -> N
     with line.captures(source, opens=lambda *a, **k: PausedMeanwhile(open_source(*a, **k), line.view)):
         line.until(lambda: line.view.answered_through == 4)
     assert (line.gates, line.view.frames_skipped) == ([None] * 4, 0)
+
+
+def test_loss_from_long_ago_does_not_hide_a_dead_capture(line: Line) -> None:
+    """What passed between two captures is one error, though the last thing told was a loss."""
+    camera = Played(here=False)
+    with line.captures(CAMERA, PRESENCE, camera.opened):
+        line.until(lambda: line.gates == [Reason.CAMERA_LOST])
+        camera.here = True
+        camera.pictures.put(numbered(1))
+        line.until(lambda: line.view.state is CameraState.READY)
+    with line.captures(CAMERA, PRESENCE, camera.opened):
+        camera.pictures.put(numbered(2))
+        line.until(lambda: line.gates == [Reason.CAMERA_LOST] * 2)
+    camera.here = False
+    with line.captures(CAMERA, PRESENCE, camera.opened):
+        line.until(lambda: line.gates == [Reason.CAMERA_LOST] * 3)
+        camera.here = True
+        read = line.view.frames_read
+        camera.pictures.put(numbered(3))
+        line.until(lambda: line.view.frames_read > read)
+        line.answer()
+    assert line.gates == [Reason.CAMERA_LOST] * 3
 
 
 def test_camera_that_waits_for_its_first_part_is_ready(line: Line) -> None:
