@@ -200,7 +200,7 @@ class Presence:
         self._laid_view = 0
         self._views = 0
         self._taken, self._recorded = list(taken), recorded
-        self._begun_s: float | None = None
+        self._begun_s = 0.0
         self.parts_dismissed = 0
         """Patches that came and went like no part does."""
 
@@ -217,7 +217,7 @@ class Presence:
             return self._unseen(frame, time_s)
         self._unseen_s = None
         self._views += 1
-        self._begun_s = time_s if self._begun_s is None else self._begun_s
+        self._begun_s = time_s if self._views == 1 else self._begun_s
         gap = self._gaps.feed(frame, time_s)
         missed = self._missed(gap)
         fired = self.flush() if gap.parted or missed else []
@@ -308,7 +308,7 @@ class Presence:
 
     def _was_taken(self, track: Track, frame: Frame, time_s: float) -> bool:
         """Whether a new track lies where a part must be by now that an earlier process has taken a moment ago."""
-        age_s = time_s - (self._begun_s or time_s)
+        age_s = time_s - self._begun_s
         known = [
             each for each in self._taken if age_s <= (KNOWN_S if any(each.sighting.step_xy_px) else KNOWN_STANDING_S)
         ]
@@ -335,7 +335,9 @@ class Presence:
         if track.seen < 2 or track.travelled < MOVED_PX:
             self.parts_dismissed += 1
             return None
-        return self._take(track, moments)
+        part = self._take(track, moments)
+        del self._waiting[track.name]
+        return part
 
     def _take(self, track: Track, moments: Moments, *, standing: bool = False) -> Part:
         taken = moments.taken(standing=standing)

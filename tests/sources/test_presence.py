@@ -263,6 +263,15 @@ def test_lost_frames_are_reckoned_with() -> None:
     assert np.abs(np.asarray(fired) - belt.centred_at()).max() <= 5
 
 
+def test_nothing_is_remembered_of_parts_that_are_gone() -> None:
+    """Also of one that somebody takes away before it reaches the middle: it fires, and that is all."""
+    belt, presence = Belt([180], speed_px=6.0), Presence(ZONE)
+    bare = Belt([], speed_px=6.0)
+    frames = [(belt if index < 27 else bare).frame(index) for index in range(40)]
+    assert [part.best.index for frame in frames for part in presence.feed(frame)] == [26]
+    assert presence._waiting == {}
+
+
 def test_end_of_the_source_fires_what_is_in_the_zone() -> None:
     """A recording that ends with a part before the middle still makes its verdict."""
     belt = Belt([180], speed_px=6.0)
@@ -308,9 +317,9 @@ def test_new_process_takes_what_comes_to_the_place_of_a_part_that_stood_there_be
     assert part.sighting is not None
     assert not any(part.sighting.step_xy_px)
     taken = [Taken(sighting=part.sighting, frame_index=part.best.index, captured_ns=part.best.captured_ns)]
-    later = Belt([1100, 1500], travel=lambda index: 6.0 * (min(index, 180) + max(0, index - 240)))
-    fired = fired_by(later, range(100, 320), Presence(ZONE, taken=taken, recorded=False))
-    assert len(fired) == 2, fired
+    laid = Belt([180], travel=lambda index: 162.0 if 180 <= index % 200 else -900.0)
+    fired = fired_by(laid, range(100, 620), Presence(ZONE, taken=taken, recorded=False))
+    assert fired == [180, 380, 580]
 
 
 def test_damage_is_reported_once_a_stretch_and_every_second() -> None:
