@@ -317,7 +317,7 @@ def test_new_process_takes_what_comes_to_the_place_of_a_part_that_stood_there_be
     assert part.sighting is not None
     assert not any(part.sighting.step_xy_px)
     taken = [Taken(sighting=part.sighting, frame_index=part.best.index, captured_ns=part.best.captured_ns)]
-    laid = Belt([180], travel=lambda index: 162.0 if 180 <= index % 200 else -900.0)
+    laid = Belt([180], travel=lambda index: 162.0 if index % 200 >= 180 else -900.0)
     fired = fired_by(laid, range(100, 620), Presence(ZONE, taken=taken, recorded=False))
     assert fired == [180, 380, 580]
 
