@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
+from inspectd.log import get_logger
 from inspectd.quality import fault, look
 from inspectd.recipe import QualityLimits, Recipe
 from inspectd.records import Frame, PixelsU8, Reason, TriggerKind
@@ -64,6 +67,30 @@ class Light:
             return False
         x, y, w, h = box_of(self._recipe, size_wh_px)
         return fault(look(pixels_bgr[y : y + h, x : x + w], self._roi), self._limits) is not None
+
+
+class UsualSize:
+    """Notices a camera that came back with frames of another size: region, zone and threshold were set for the first.
+
+    Args:
+        size_wh_px: that of the frames that an earlier process accepted; None: the first sound frame has it.
+    """
+
+    def __init__(self, size_wh_px: tuple[int, int] | None = None) -> None:
+        self._usual_wh_px = self._last_wh_px = size_wh_px
+
+    def check(self, frame: Frame) -> Frame:
+        """Takes every frame of the source, in order; one of another size comes back as damaged."""
+        if frame.damage is not None:
+            return frame
+        height, width = frame.pixels_bgr.shape[:2]
+        before, self._last_wh_px = self._last_wh_px, (width, height)
+        usual_w, usual_h = self._usual_wh_px = self._usual_wh_px or (width, height)
+        if (width, height) == (usual_w, usual_h):
+            return frame
+        if (width, height) != before:
+            get_logger().error("frame_size_changed", size_wh_px=(width, height), usual_wh_px=(usual_w, usual_h))
+        return replace(frame, damage=f"{width}x{height} px, where {usual_w}x{usual_h} came before")
 
 
 class Gates:

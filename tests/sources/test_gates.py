@@ -10,7 +10,7 @@ from clips import numbered
 
 from inspectd.records import Frame, PixelsU8, Reason
 from inspectd.settings import Camera
-from inspectd.sources.gates import Frozen, Gates, same_pixels
+from inspectd.sources.gates import Frozen, Gates, UsualSize, same_pixels
 
 
 def frame(pixels_bgr: PixelsU8, at_s: float = 0.0, damage: str | None = None) -> Frame:
@@ -117,3 +117,12 @@ def test_damaged_frame_is_corrupt() -> None:
 def test_frame_larger_than_the_ring_is_corrupt() -> None:
     """A camera that changed its size is not cut to fit."""
     assert refused(gates_of("continuous", slot_bytes=100), numbered(1)) is Reason.FRAME_CORRUPT
+
+
+def test_frames_of_another_size_are_damaged_until_the_first_size_is_back() -> None:
+    """The first sound frame says what is usual; damage of the camera's own is told as it is, whatever its size."""
+    gate, usual, other = UsualSize(), np.zeros((96, 160, 3), np.uint8), np.zeros((72, 120, 3), np.uint8)
+    frames = [frame(other, damage="torn"), frame(usual), frame(other), frame(other, damage="torn"), frame(usual)]
+    told = "120x72 px, where 160x96 came before"
+    assert [gate.check(each).damage for each in frames] == ["torn", None, told, "torn", None]
+    assert UsualSize((160, 96)).check(frame(other)).damage == told

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from clips import numbered
 from daemons import model_toml
+from mjpeg_servers import MjpegServer, jpeg, mjpeg_server, part
 
 from inspectd.errors import SourceLost
 from inspectd.recipe import load_recipe
@@ -172,6 +173,51 @@ def test_pause_loses_no_frame_of_a_source_that_waits(line: Line, kind: str) -> N
     with line.captures(source, opens=lambda *a, **k: PausedMeanwhile(open_source(*a, **k), line.view)):
         line.until(lambda: line.view.answered_through == 4)
     assert (line.gates, line.view.frames_skipped) == ([None] * 4, 0)
+
+
+@pytest.fixture
+def server() -> Iterator[MjpegServer]:
+    """An MJPEG camera."""
+    with mjpeg_server() as started:
+        yield started
+
+
+@pytest.mark.parametrize("trigger", ["", PRESENCE])
+def test_camera_that_comes_back_in_another_size_is_not_judged(line: Line, server: MjpegServer, trigger: str) -> None:
+    """Region, zone and threshold were set for what it gave first, so each picture is damage, until the size is back.
+
+    A new process knows the size from the frames that were accepted.
+    """
+
+    def plays(size_wh: tuple[int, int]) -> None:
+        server.answers["/"] = server.plays(lambda number: part(jpeg(number, size_wh)))
+
+    def comes_back(size_wh: tuple[int, int]) -> None:
+        server.kill()
+        line.until(lambda: line.view.state is CameraState.LOST)
+        line.answer()
+        line.gates.clear()
+        plays(size_wh)
+        server.start()
+
+    source, usual = CAMERA.replace("http://127.0.0.1/", server.url), (192, 144)
+    plays(usual)
+    with line.captures(source, trigger):
+        line.until(lambda: line.view.frames_read > 3 and (None in line.gates or trigger == PRESENCE))
+        for other in ((160, 96), (240, 160)):
+            comes_back(other)
+            line.until(lambda: line.gates.count(Reason.FRAME_CORRUPT) > 1)
+            assert None not in line.gates
+            comes_back(usual)
+            read, damaged = line.view.frames_read, line.view.frames_damaged
+            line.until(lambda read=read: line.view.frames_read > read + 3)
+            assert line.view.frames_damaged == damaged
+        comes_back((160, 96))
+        line.until(lambda: line.gates.count(Reason.FRAME_CORRUPT) > 1)
+    if trigger == "":
+        with line.captures(source):
+            line.until(lambda: line.gates.count(Reason.FRAME_CORRUPT) > 50)
+        assert None not in line.gates
 
 
 def test_loss_from_long_ago_does_not_hide_a_dead_capture(line: Line) -> None:
