@@ -14,7 +14,7 @@ import zmq
 from daemons import Daemon, Seen, file_camera, running, shared
 from disks import hanging_disk, small_disk
 
-from inspectd.journal import Journal
+from inspectd.journal.verdicts import Journal
 
 MakeDaemon = Callable[..., Daemon]
 RECIPE = "deadline_ms = 4000\n[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from inspectd import journal as module
 from inspectd.errors import JournalError
-from inspectd.journal import Entry, Journal
+from inspectd.journal import database
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.records import Decision
 
 PATIENCE_S = 60.0
@@ -28,7 +28,7 @@ can_mount = pytest.mark.skipif(
 APPEND_FOR_EVER = """
 import sys
 from pathlib import Path
-from inspectd.journal import Entry, Journal
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.records import Decision
 journal, seq = Journal.open(Path(sys.argv[1])), 0
 while True:
@@ -54,7 +54,7 @@ import os, sys
 from dataclasses import replace
 from pathlib import Path
 from inspectd.errors import JournalError
-from inspectd.journal import Entry, Journal
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.records import Decision
 folder = Path(sys.argv[1])
 journal = Journal.open(folder / "journal.sqlite")
@@ -77,7 +77,7 @@ import subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 from inspectd.errors import JournalError
-from inspectd.journal import Entry, Journal
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.records import Decision
 path = Path(sys.argv[1]) / "journal.sqlite"
 entry = Entry(session="s", camera="c", seq=1, decision=Decision.FAIL, topic="t", body=b"b")
@@ -402,7 +402,7 @@ def test_the_check_takes_no_longer_than_a_restart_can_afford(
     for first in range(0, 20_000, 2000):
         journal.append([entry(first + number, body=bytes(500)) for number in range(2000)])
     journal.close()
-    monkeypatch.setattr(module, "CHECK_S", 0.002)
+    monkeypatch.setattr(database, "CHECK_S", 0.002)
     again = Journal.open(path)
     assert again.damaged is None
     again.append([entry(20_000)])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from inspectd.journal import Entry
+from inspectd.journal.verdicts import Entry
 from inspectd.records import Decision, TriggerKind
 from inspectd.stages.audit import Audit
 from inspectd.stages.lifecycle import Charge, Stage, live

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from inspectd.journal import Entry
+from inspectd.journal.verdicts import Entry
 from inspectd.records import (
     Decision,
     FailOn,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from inspectd.journal import Entry
+from inspectd.journal.verdicts import Entry
 from inspectd.records import Decision, Reason
 from inspectd.stages.answers import Frozen, as_error, entry_of, freeze
 from inspectd.stages.journaling import Commit, JournalWriter

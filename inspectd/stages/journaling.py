@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from inspectd.errors import JournalError
-from inspectd.journal import PRUNE_ROWS, Entry, Journal
+from inspectd.journal.verdicts import PRUNE_ROWS, Entry, Journal
 from inspectd.log import get_logger
 from inspectd.stages.spill import Spill
 

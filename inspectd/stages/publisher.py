@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from inspectd.errors import JournalError, TransportError
-from inspectd.journal import Entry, Journal
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.log import get_logger
 from inspectd.records import DaemonState, Decision, Reason, Verdict
 from inspectd.stages.answers import Frozen, freeze, verdict_of

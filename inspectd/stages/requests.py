@@ -20,7 +20,7 @@ from inspectd.stages.station_rules import Match
 from inspectd.transport.tickets import ROWS
 
 if TYPE_CHECKING:
-    from inspectd.journal import Journal
+    from inspectd.journal.verdicts import Journal
     from inspectd.stages.answers import Frozen
     from inspectd.stages.lifecycle import Life
     from inspectd.stages.stations import Station

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from inspectd.errors import TransportError
-from inspectd.journal import Entry
+from inspectd.journal.verdicts import Entry
 from inspectd.records import Decision
 from inspectd.transport.memory import WORD_BYTES, Segment, fence
 

@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Self, TypeVar
 
 from inspectd.errors import ConfigError, JournalError, TransportError
-from inspectd.journal import Entry, Journal
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.log import get_logger
 from inspectd.recipe import Recipe
 from inspectd.records import Reason, RecipeInfo

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from disks import hanging_disk
 
-from inspectd.journal import Entry, Journal
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.records import Decision
 from inspectd.stages import journaling
 from inspectd.stages.journaling import CommitState, JournalWriter
@@ -34,7 +34,7 @@ sys.stdin.read()
 ABANDON_WHILE_SYNCING = """
 import sqlite3, sys, time
 from pathlib import Path
-from inspectd.journal import Entry
+from inspectd.journal.verdicts import Entry
 from inspectd.records import Decision
 from inspectd.stages.journaling import JournalWriter
 
@@ -61,7 +61,7 @@ print(writer.close(0.1))
 DIE_WHILE_SYNCING = """
 import os, signal, sys, time
 from pathlib import Path
-from inspectd.journal import Entry
+from inspectd.journal.verdicts import Entry
 from inspectd.records import Decision
 from inspectd.stages.journaling import JournalWriter
 from inspectd.stages.spill import Spill

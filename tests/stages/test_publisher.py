@@ -16,7 +16,7 @@ from psutil import STATUS_STOPPED, Process
 from tests_records import a_verdict
 from victims import publish, publish_but_stop, row_of, until
 
-from inspectd.journal import Entry, Journal
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.recipe import load_recipe
 from inspectd.records import Decision, Reason
 from inspectd.settings import load_settings

@@ -12,7 +12,7 @@ import pytest
 from victims import ended, note_for_ever, started, until
 
 from inspectd.errors import TransportError
-from inspectd.journal import Entry
+from inspectd.journal.verdicts import Entry
 from inspectd.records import Decision
 from inspectd.stages.spill import Spill
 from inspectd.transport.memory import Segment, sweep

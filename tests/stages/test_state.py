@@ -10,7 +10,7 @@ import pytest
 from tests_records import a_verdict
 from victims import row_of
 
-from inspectd.journal import Entry, Journal
+from inspectd.journal.verdicts import Entry, Journal
 from inspectd.stages.answers import entry_of, freeze
 from inspectd.stages.spill import Spill
 from inspectd.stages.state import answer_left_rows, segment_prefix
