@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from inspectd.errors import ConfigError
 from inspectd.records import FailOn, RecipeInfo, VoteRule
-from inspectd.settings import Strict, one_line, read_toml
+from inspectd.toml import Strict, one_line, read_toml
 
 MOST_VOTES = 8
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})

@@ -17,7 +17,8 @@ from tests_cli import inspectd
 
 from inspectd.cli.findings import Finding, look
 from inspectd.errors import SourceError
-from inspectd.settings import DropSource, FileSource, MjpegSource, V4l2Source, load_settings
+from inspectd.settings import load_settings
+from inspectd.source_settings import DropSource, FileSource, MjpegSource, V4l2Source
 from inspectd.sources import attached, v4l2_kernel
 from inspectd.sources.grabbing import grab
 from inspectd.sources.open import open_source

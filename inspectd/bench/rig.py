@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from inspectd.inspection import CropDetector
 from inspectd.recipe import Recipe
 from inspectd.records import Frame, MapF32, ModelIdentity, PixelsU8
-from inspectd.settings import Settings, Source
+from inspectd.settings import Settings
+from inspectd.source_settings import Source
 from inspectd.stages.lifecycle import Charge, Life, Stage, Work, live, stage_work
 from inspectd.supervisor import Supervisor
 

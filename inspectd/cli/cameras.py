@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from inspectd.cli.sightings import Sighting
-    from inspectd.settings import MjpegSource, RtspSource
+    from inspectd.source_settings import MjpegSource, RtspSource
 
 
 def cameras(
@@ -49,7 +49,8 @@ def cameras(
 def _network_source(url: str) -> RtspSource | MjpegSource:
     from pydantic import ValidationError
 
-    from inspectd.settings import MjpegSource, RtspSource, one_line
+    from inspectd.source_settings import MjpegSource, RtspSource
+    from inspectd.toml import one_line
 
     kind = url.partition("://")[0]
     try:

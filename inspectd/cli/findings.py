@@ -23,7 +23,8 @@ from inspectd.quality import Look
 from inspectd.quality import look as look_at
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import PixelsU8
-from inspectd.settings import GenicamSource, MjpegSource, RtspSource, Settings, Source, V4l2Source
+from inspectd.settings import Settings
+from inspectd.source_settings import GenicamSource, MjpegSource, RtspSource, Source, V4l2Source
 from inspectd.sources.grabbing import grab
 from inspectd.sources.open import probe
 from inspectd.sources.presence import presence_error

@@ -61,7 +61,8 @@ def worker_settings(settings: Settings | None, device: str | None, precision: st
     """
     from pydantic import ValidationError
 
-    from inspectd.settings import Worker, one_line
+    from inspectd.settings import Worker
+    from inspectd.toml import one_line
 
     given = {key: value for key, value in (("device", device), ("precision", precision)) if value is not None}
     base = {} if settings is None else settings.worker.model_dump()

@@ -9,7 +9,7 @@ from typing import Any
 
 from inspectd.errors import InspectdError
 from inspectd.images import encode_png
-from inspectd.settings import GenicamSource, V4l2Source
+from inspectd.source_settings import GenicamSource, V4l2Source
 from inspectd.sources.attached import Attached
 from inspectd.sources.grabbing import grab
 

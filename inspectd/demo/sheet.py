@@ -11,7 +11,7 @@ from inspectd.demo.truth import Truth
 from inspectd.drawing import Cell, contact_sheet, draw_regions
 from inspectd.images import decode_label_png, encode_png
 from inspectd.records import Decision, LabelMask, PixelsU8, Region
-from inspectd.settings import FileSource
+from inspectd.source_settings import FileSource
 from inspectd.sources.base import EndOfSource
 from inspectd.sources.open import open_source
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from inspectd.errors import SourceError
 from inspectd.recipe import IMAGE_SUFFIXES, Recipe
 from inspectd.records import Frame, TriggerKind
-from inspectd.settings import FileSource, FolderSource, TriggerSettings
+from inspectd.settings import TriggerSettings
+from inspectd.source_settings import FileSource, FolderSource
 from inspectd.sources.base import EndOfSource, FrameSource
 from inspectd.sources.open import open_source
 from inspectd.sources.presence import Part, Parts

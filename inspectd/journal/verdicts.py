@@ -1,4 +1,4 @@
-"""The verdicts in the journal: appended, read again, pruned. `stages.journaling` is the publisher's thread that commits."""
+"""The verdicts in the journal: appended, read again and pruned."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from inspectd.errors import SourceLost
-from inspectd.settings import NetworkSource
+from inspectd.source_settings import NetworkSource
 
 
 def redact(url: str) -> str:

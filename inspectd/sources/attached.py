@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from inspectd.errors import SourceError
-from inspectd.settings import GenicamSource, MjpegSource, RtspSource, Source, V4l2Format, V4l2Source
+from inspectd.source_settings import GenicamSource, MjpegSource, RtspSource, Source, V4l2Format, V4l2Source
 from inspectd.sources import genicam, v4l2_kernel
 from inspectd.sources.addresses import redact
 

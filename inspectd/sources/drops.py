@@ -17,7 +17,7 @@ import numpy as np
 from inspectd.errors import SourceLost
 from inspectd.recipe import IMAGE_SUFFIXES
 from inspectd.records import Frame, PixelsU8, TimeKind
-from inspectd.settings import DropSource
+from inspectd.source_settings import DropSource
 from inspectd.sources.folders import UNREADABLE, header_size_wh_px, load_image, natural
 from inspectd.sources.handled import Handled, Version
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from inspectd.errors import SourceLost
 from inspectd.records import TimeKind
-from inspectd.settings import GenicamSource
+from inspectd.source_settings import GenicamSource
 from inspectd.sources.genicam_buffers import first_picture, stamp_ns
 from inspectd.sources.live import Arrival
 from inspectd.sources.timing import DeviceClock

@@ -11,7 +11,7 @@ from pathlib import Path
 from inspectd.errors import SourceError, SourceTimeout
 from inspectd.quality import look
 from inspectd.records import Frame, PixelsU8
-from inspectd.settings import DropSource, GenicamSource, Source
+from inspectd.source_settings import DropSource, GenicamSource, Source
 from inspectd.sources.base import FrameSource
 from inspectd.sources.drops import list_images
 from inspectd.sources.folders import load_image

@@ -11,7 +11,7 @@ from statistics import median
 
 from inspectd.errors import LoginRefused, SourceError, SourceLost, SourceTimeout
 from inspectd.records import PixelsU8
-from inspectd.settings import MjpegSource
+from inspectd.source_settings import MjpegSource
 from inspectd.sources import http_stream
 from inspectd.sources.addresses import address, redact
 from inspectd.sources.jpeg import decode_jpeg_bgr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspectd.settings import (
+from inspectd.source_settings import (
     DropSource,
     FileSource,
     FolderSource,

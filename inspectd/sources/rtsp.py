@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 
 from inspectd.errors import LoginRefused, SourceError, SourceLost, SourceTimeout
 from inspectd.records import PixelsU8
-from inspectd.settings import RtspSource
+from inspectd.source_settings import RtspSource
 from inspectd.sources.addresses import address, check_host, redact
 from inspectd.sources.decoding import NO_KEY_FRAME, Decoder, Picture, Upright, upright_size_wh_px
 from inspectd.sources.exposures import ExposureClock

@@ -23,7 +23,7 @@ from inspectd.errors import SourceLost, SourceTimeout
 from inspectd.images import RawFormat, raw_to_bgr
 from inspectd.log import get_logger
 from inspectd.records import PixelsU8, TimeKind
-from inspectd.settings import V4l2Source
+from inspectd.source_settings import V4l2Source
 from inspectd.sources import v4l2_kernel
 from inspectd.sources.jpeg import decode_jpeg_bgr
 from inspectd.sources.live import Arrival

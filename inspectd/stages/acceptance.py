@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from inspectd.records import Frame, Reason, TriggerKind
-from inspectd.settings import DropSource, FileSource, FolderSource
+from inspectd.source_settings import DropSource, FileSource, FolderSource
 from inspectd.sources.presence import Part
 from inspectd.sources.triggers import Request
 from inspectd.stages.lifecycle import Life

@@ -9,7 +9,8 @@ from enum import StrEnum
 
 from inspectd.recipe import Recipe
 from inspectd.records import CameraState, RecipeInfo
-from inspectd.settings import DropSource, FileSource, FolderSource, Settings
+from inspectd.settings import Settings
+from inspectd.source_settings import DropSource, FileSource, FolderSource
 
 NS_PER_MS = 1e6
 SEEN_NS = 50_000_000

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from inspectd.errors import ConfigError, SourceLost
-from inspectd.settings import RtspSource, load_settings
+from inspectd.settings import load_settings
+from inspectd.source_settings import RtspSource
 from inspectd.sources.addresses import address, check_host, redact
 
 

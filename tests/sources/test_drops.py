@@ -14,7 +14,7 @@ from clips import number_of, numbered
 
 from inspectd.errors import SourceLost
 from inspectd.records import Frame, TimeKind
-from inspectd.settings import DropSource
+from inspectd.source_settings import DropSource
 from inspectd.sources.base import FrameSource
 from inspectd.sources.drops import Intake
 from inspectd.sources.handled import Handled, Version

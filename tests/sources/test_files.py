@@ -12,7 +12,7 @@ from clips import number_of, numbered, write_numbered
 
 from inspectd.errors import ConfigError
 from inspectd.records import Frame
-from inspectd.settings import FileSource
+from inspectd.source_settings import FileSource
 from inspectd.sources.base import EndOfSource, FrameSource, SourceInfo
 from inspectd.sources.files import Pass, Recording, Shot
 from inspectd.sources.open import open_source, probe

@@ -13,7 +13,7 @@ from PIL import Image
 from inspectd.errors import ConfigError
 from inspectd.images import read_image_bgr
 from inspectd.records import Frame
-from inspectd.settings import FolderSource
+from inspectd.source_settings import FolderSource
 from inspectd.sources.base import EndOfSource
 from inspectd.sources.folders import image_paths
 from inspectd.sources.open import open_source, probe

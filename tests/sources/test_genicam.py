@@ -12,7 +12,7 @@ import pytest
 
 from inspectd.errors import SourceError, SourceLost
 from inspectd.records import Frame, TimeKind
-from inspectd.settings import GenicamSource
+from inspectd.source_settings import GenicamSource
 from inspectd.sources.base import FrameSource
 from inspectd.sources.genicam import GENTL_PATH, GenicamConnection, _told, list_cameras
 from inspectd.sources.open import open_source, probe

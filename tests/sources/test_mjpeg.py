@@ -16,7 +16,7 @@ from mjpeg_servers import MULTIPART, PATIENCE_S, MjpegServer, jpeg, mjpeg_server
 
 from inspectd.errors import ConfigError, LoginRefused, SourceError, SourceLost, SourceTimeout
 from inspectd.records import Frame
-from inspectd.settings import MjpegSource
+from inspectd.source_settings import MjpegSource
 from inspectd.sources.base import FrameSource
 from inspectd.sources.live import THREAD_NAME
 from inspectd.sources.mjpeg import Pace
@@ -323,7 +323,7 @@ def test_wrong_url_is_refused_without_being_shown(url: str) -> None:
     """The line says what is expected; a URL may hold a password, so it is not repeated."""
     from pydantic import ValidationError
 
-    from inspectd.settings import one_line
+    from inspectd.toml import one_line
 
     with pytest.raises(ValidationError) as caught:
         settings(url)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from daemons import DEMO, shared
 
-from inspectd.settings import FileSource
+from inspectd.source_settings import FileSource
 from inspectd.sources.base import EndOfSource
 from inspectd.sources.open import open_source
 from inspectd.sources.presence import Part, Presence

@@ -16,7 +16,7 @@ from rtsp_servers import Hole, RtspServer, free_port
 
 from inspectd.errors import LoginRefused, SourceError, SourceLost, SourceTimeout
 from inspectd.records import Frame, TimeKind
-from inspectd.settings import RtspSource
+from inspectd.source_settings import RtspSource
 from inspectd.sources.live import STALE_S, THREAD_NAME, LiveCamera
 from inspectd.sources.open import open_source, probe
 from inspectd.sources.rtsp import rtsp_camera

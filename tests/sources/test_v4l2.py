@@ -22,7 +22,7 @@ from mjpeg_servers import jpeg
 
 from inspectd.errors import SourceError, SourceLost, SourceTimeout
 from inspectd.records import TimeKind
-from inspectd.settings import V4l2Source
+from inspectd.source_settings import V4l2Source
 from inspectd.sources import v4l2, v4l2_kernel
 from inspectd.sources.live import LiveCamera, Patience
 from inspectd.sources.open import open_source, probe
