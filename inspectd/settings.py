@@ -45,22 +45,22 @@ class Endpoints(Strict):
     """`[endpoints]`: where the outside meets the daemon (contract §2)."""
 
     verdicts: str = "tcp://127.0.0.1:5550"
-    """XPUB: verdicts, heartbeats, events. `tcp://host:port` or `ipc:///path`."""
+    """XPUB: verdicts, heartbeats, events. `tcp://host:port` or `ipc:///absolute/path`."""
     control: str = "tcp://127.0.0.1:5551"
-    """ROUTER: requests. `tcp://host:port` or `ipc:///path`."""
+    """ROUTER: requests. `tcp://host:port` or `ipc:///absolute/path`."""
     metrics: str = "127.0.0.1:9550"
     """HTTP `host:port` of /metrics, /healthz and /readyz; empty for none."""
 
     @field_validator("verdicts", "control")
     @classmethod
     def _zeromq(cls, value: str) -> str:
-        if value.startswith("ipc://") and len(value) > len("ipc://"):
+        if re.fullmatch(r"ipc:///[^\0]+", value):
             return value
         match = re.fullmatch(r"tcp://(?P<host>.+):(?P<port>\d+)", value)
         if match is None or not 0 < int(match["port"]) < 65536:
-            raise ValueError("expected tcp://HOST:PORT with a port from 1 to 65535, or ipc:///PATH")
+            raise ValueError("expected tcp://HOST:PORT with a port from 1 to 65535, or ipc:///absolute/path")
         if not _is_loopback(match["host"]):
-            raise ValueError("anything but loopback needs CURVE keys; use 127.0.0.1 or ipc:///PATH")
+            raise ValueError("anything but loopback needs CURVE keys; use 127.0.0.1 or ipc:///absolute/path")
         return value
 
     @field_validator("metrics")

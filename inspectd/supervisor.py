@@ -34,7 +34,7 @@ from inspectd.stages.spill import Spill
 from inspectd.stages.state import StateLock, answer_left_rows, new_session, open_journal, segment_prefix
 from inspectd.stages.station_rules import stations_error
 from inspectd.transport.memory import require_capacity, sweep
-from inspectd.transport.pipes import sweep_stage_endpoints
+from inspectd.transport.pipes import require_short_paths, sweep_stage_endpoints
 from inspectd.transport.ring import Ring
 from inspectd.transport.tickets import CameraView, Table
 from inspectd.viewport import frame_size_error
@@ -115,6 +115,7 @@ class Supervisor:
         self._recipes = {name: load_recipe(self._settings.recipe_path(name)) for name in self._settings.cameras}
         if (error := stations_error(self._settings, self._recipes)) is not None:
             raise ConfigError(error)
+        require_short_paths(self._settings.sockets_dir)
         slot_bytes = self._slot_bytes()
         with ExitStack() as stack:
             stack.enter_context(StateLock(self._settings.state_dir))
@@ -276,14 +277,19 @@ class Supervisor:
             self._view(child.camera).state = CameraState.LOST
 
     def _open_when_ready(self) -> None:
-        """Lets cameras accept once the model is warm; from then on whatever happens is answered."""
+        """Lets cameras accept once the model is warm and somebody can answer; then whatever happens is answered."""
         settled = all(view.state is not CameraState.STARTING for view in self._views())
-        if self._was_ready or not (self._table.worker_ready and settled):
+        if self._was_ready or not (self._table.worker_ready and self._publisher_has_begun() and settled):
             return
         self._was_ready = True
         self._table.accepting = True
         self._notifier.ready(self._status())
         get_logger().info("daemon_ready")
+
+    def _publisher_has_begun(self) -> bool:
+        """Whether it has its endpoints: from then on it may be silent for no longer than at its work."""
+        publishers = (child.index for child in self._children if child.stage is Stage.PUBLISHER)
+        return all(self._table.child(index).beat_limit_ns < SPAWN_LIMIT_NS for index in publishers)
 
     def _tell_progress(self) -> None:
         self._notifier.watchdog()

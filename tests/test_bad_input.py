@@ -119,6 +119,10 @@ CONFIG_MISTAKES = [
     pytest.param(source('kind = "v4l2", device = "cam", size_wh_px = [0, 0]'), "from 16 to 16384 px", id="wrong-size"),
     pytest.param(source('kind = "genicam"'), "cameras.cam1.source.serial", id="no-serial"),
     pytest.param(edit("inspectd.toml", 'ipc:///.*v"', 'tcp://0.0.0.0:5550"'), "endpoints.verdicts", id="open-endpoint"),
+    pytest.param(edit("inspectd.toml", 'ipc:///.*v"', 'ipc://v"'), "ipc:///absolute/path", id="relative-endpoint"),
+    pytest.param(
+        edit("inspectd.toml", "^state_dir", f'runtime_dir = "/{"r" * 99}"\nstate_dir'), "runtime_dir", id="long"
+    ),
     pytest.param(edit("inspectd.toml", '"images"', '"pictures"'), "pictures", id="missing-folder"),
     pytest.param(edit("inspectd.toml", '"part"', '"parts"'), "parts.toml", id="missing-recipe"),
     pytest.param(edit("inspectd.toml", '"state"', '"images/part.png/state"'), "state_dir", id="state-below-a-file"),
@@ -209,6 +213,23 @@ def test_mistake_in_data_is_one_line(folder: Path, mistake: Break, named: str) -
     said = run(folder)
     assert said.code == 3
     assert named in said.complaint
+
+
+ENDPOINT_MISTAKES = [
+    pytest.param("verdicts", "ipc:///missing/v", "No such file or directory", id="missing-folder"),
+    pytest.param("verdicts", "tcp://[::1]:5550", "No such device", id="no-such-address"),
+    pytest.param("control", f"ipc:///tmp/{'c' * 107}", "File name too long", id="long"),
+    pytest.param("control", "ipc:///etc/passwd/c", "Not a directory", id="below-a-file"),
+]
+
+
+@pytest.mark.parametrize(("key", "endpoint", "why"), ENDPOINT_MISTAKES)
+def test_endpoint_that_can_never_be_bound_is_one_line(folder: Path, key: str, endpoint: str, why: str) -> None:
+    """It is no reason to try again and again: exit 3, and the key, the endpoint and what is wrong with it."""
+    edit("inspectd.toml", f"^{key} = .*", f'{key} = "{endpoint}"')(folder)
+    said = run(folder)
+    assert said.code == 3
+    assert said.complaint == f"inspectd: endpoints.{key}: {endpoint}: cannot be bound: {why}"
 
 
 def test_port_in_use_exits_four(folder: Path) -> None:

@@ -28,8 +28,9 @@ from inspectd.source_settings import GenicamSource, MjpegSource, RtspSource, Sou
 from inspectd.sources.grabbing import grab
 from inspectd.sources.open import probe
 from inspectd.sources.presence import presence_error
+from inspectd.transport.pipes import require_short_paths
+from inspectd.transport.sockets import SOCKET_PATH_BYTES
 
-SOCKET_PATH_BYTES = 107
 MOST_GRABS = 6
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel has it
 
@@ -108,13 +109,7 @@ def _state_dir(folder: Path) -> str:
 
 
 def _sockets_dir(settings: Settings) -> str:
-    longest = max((f"capture-{name}" for name in settings.cameras), key=len)
-    length = len(os.fsencode(settings.sockets_dir / f"{longest}-99999.commands"))
-    if length > SOCKET_PATH_BYTES:
-        raise ConfigError(
-            f"runtime_dir {settings.sockets_dir}: socket paths would have {length} bytes, at most {SOCKET_PATH_BYTES} "
-            f"are allowed; choose a shorter runtime_dir"
-        )
+    require_short_paths(settings.sockets_dir)
     return "short enough for socket paths"
 
 

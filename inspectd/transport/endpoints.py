@@ -11,7 +11,7 @@ import os
 import socket as unix
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import zmq
 
@@ -35,7 +35,13 @@ SUBSCRIPTIONS_HWM = 10
 
 
 class _PublicSocket(Socket):
-    """One that strangers connect to. It can be opened anew, which ends every connection and what it holds."""
+    """One that strangers connect to. It can be opened anew, which ends every connection and what it holds.
+
+    Attributes:
+        key: the setting that says where.
+    """
+
+    key: ClassVar[str]
 
     def __init__(
         self, kind: int, endpoint: str, options: Mapping[int, int], on_wait: Callable[[], None] | None
@@ -48,6 +54,7 @@ class _PublicSocket(Socket):
 
         Raises:
             EndpointHeld: another program has taken the endpoint meanwhile.
+            ConfigError: it can never be bound any more.
         """
         self.close(LINGER_REOPEN_MS)
         self._parts = []
@@ -58,7 +65,7 @@ class _PublicSocket(Socket):
         _harden(socket)
         for option, value in self._options.items():
             socket.set(option, value)
-        bind(socket, self._endpoint, BIND_PATIENCE_S, self._on_wait)
+        bind(socket, self._endpoint, BIND_PATIENCE_S, self._on_wait, self.key)
         self._endpoint = socket.get_string(zmq.LAST_ENDPOINT)
         return socket
 
@@ -71,7 +78,10 @@ class VerdictSocket(_PublicSocket):
 
     Raises:
         EndpointHeld: the endpoint is held by another program after five seconds.
+        ConfigError: it can never be bound.
     """
+
+    key = "endpoints.verdicts"
 
     def __init__(self, endpoint: str, topics: Iterable[bytes], on_wait: Callable[[], None] | None = None) -> None:
         options: dict[int, int] = {
@@ -142,7 +152,10 @@ class ControlSocket(_PublicSocket):
 
     Raises:
         EndpointHeld: the endpoint is held by another program after five seconds.
+        ConfigError: it can never be bound.
     """
+
+    key = "endpoints.control"
 
     def __init__(self, endpoint: str, on_wait: Callable[[], None] | None = None) -> None:
         super().__init__(zmq.ROUTER, endpoint, {zmq.SNDHWM: CONTROL_HWM, zmq.ROUTER_MANDATORY: 1}, on_wait)

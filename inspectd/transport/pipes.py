@@ -7,13 +7,15 @@ is read by the living.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import zmq
 
-from inspectd.transport.sockets import MAX_REQUEST_BYTES, Socket, bind, context, listens
+from inspectd.errors import ConfigError
+from inspectd.transport.sockets import MAX_REQUEST_BYTES, SOCKET_PATH_BYTES, Socket, bind, context, listens
 
 INTERNAL_HWM = 4096
 MAX_WAKE_BYTES = 64
@@ -25,6 +27,20 @@ _STAGE_SOCKET = re.compile(r"[a-z]+-\d+\.[a-z]+")
 def stage_endpoint(sockets_dir: Path, stage: str, generation: int, what: str) -> str:
     """The ipc endpoint of one generation of a stage, such as `ipc:///run/inspectd/worker-3.wake`."""
     return f"ipc://{sockets_dir}/{stage}-{generation}.{what}"
+
+
+def require_short_paths(sockets_dir: Path) -> None:
+    """Sees to it that the endpoint of every stage fits into the address of a socket.
+
+    Raises:
+        ConfigError: `runtime_dir` is too long.
+    """
+    length = len(os.fsencode(stage_endpoint(sockets_dir, "publisher", 99999, "commands").removeprefix("ipc://")))
+    if length > SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"runtime_dir {sockets_dir}: socket paths would have {length} bytes, at most {SOCKET_PATH_BYTES} are "
+            f"allowed; choose a shorter runtime_dir"
+        )
 
 
 def sweep_stage_endpoints(sockets_dir: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket as unix
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +18,17 @@ from typing import Any, Self
 
 import zmq
 
-from inspectd.errors import EndpointHeld, TransportError
+from inspectd.errors import ConfigError, EndpointHeld, InspectdError, TransportError
 
 REBIND_S = 0.05
 MAX_REQUEST_BYTES = 64 * 1024
 MAX_PARTS = 4
 """A request has three parts at most; what a message has beyond these is thrown away as it comes."""
 PARTS_A_TURN = 1000
+SOCKET_PATH_BYTES = 107
+"""The longest path of a unix socket."""
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT)
+"""Why a right endpoint may not be bound just now."""
 
 
 class Socket:
@@ -101,12 +106,22 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return zmq.Context.instance()
 
 
-def bind(socket: zmq.Socket[Any], endpoint: str, patience_s: float, on_wait: Callable[[], None] | None = None) -> None:
+def bind(
+    socket: zmq.Socket[Any],
+    endpoint: str,
+    patience_s: float,
+    on_wait: Callable[[], None] | None = None,
+    key: str | None = None,
+) -> None:
     """Binds a socket, or closes it where that cannot be; `on_wait` is called between two tries.
+
+    Args:
+        key: the setting that the endpoint was chosen by.
 
     Raises:
         EndpointHeld: another program holds the endpoint, and held it for all of `patience_s`.
-        TransportError: it cannot be bound at all.
+        ConfigError: it can never be bound, and has a key.
+        TransportError: it cannot be bound.
     """
     deadline_s = time.monotonic() + patience_s
     while True:
@@ -115,7 +130,7 @@ def bind(socket: zmq.Socket[Any], endpoint: str, patience_s: float, on_wait: Cal
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE:
                 socket.close()
-                raise TransportError(f"{endpoint}: cannot be bound: {error.strerror}") from error
+                raise _unbindable(endpoint, error.errno or 0, key) from error
             if time.monotonic() >= deadline_s:
                 socket.close()
                 raise EndpointHeld(
@@ -130,9 +145,18 @@ def bind(socket: zmq.Socket[Any], endpoint: str, patience_s: float, on_wait: Cal
 
 def _bind_once(socket: zmq.Socket[Any], endpoint: str) -> None:
     """Binds, but never over a living program: libzmq would unlink its ipc socket and silently take the name."""
-    if endpoint.startswith("ipc:///") and listens(Path(endpoint.removeprefix("ipc://"))):
-        raise zmq.ZMQError(zmq.EADDRINUSE)
+    if endpoint.startswith("ipc:///"):
+        path = Path(endpoint.removeprefix("ipc://"))
+        if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+            raise zmq.ZMQError(errno.ENAMETOOLONG)
+        if listens(path):
+            raise zmq.ZMQError(zmq.EADDRINUSE)
     socket.bind(endpoint)
+
+
+def _unbindable(endpoint: str, code: int, key: str | None) -> InspectdError:
+    reason = f"{endpoint}: cannot be bound: {zmq.strerror(code)}"
+    return TransportError(reason) if key is None or code in _SHORTAGES else ConfigError(f"{key}: {reason}")
 
 
 def listens(path: Path) -> bool:

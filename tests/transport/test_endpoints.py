@@ -14,7 +14,7 @@ import pytest
 import zmq
 from victims import started, subscribe_to_everything
 
-from inspectd.errors import EndpointHeld, TransportError
+from inspectd.errors import ConfigError, EndpointHeld
 from inspectd.stages.valve import resident_bytes
 from inspectd.transport import endpoints
 from inspectd.transport.clients import Subscription
@@ -113,8 +113,8 @@ def test_endpoint_held_by_another_program_is_named(monkeypatch: pytest.MonkeyPat
 
 
 def test_endpoint_that_cannot_be_is_named(tmp_path: Path) -> None:
-    """A socket in a folder that is not there is one line that names it."""
-    with pytest.raises(TransportError, match="nowhere"):
+    """A socket in a folder that is not there is one line that names it, and the key that says so."""
+    with pytest.raises(ConfigError, match=r"endpoints.control: ipc:.*/nowhere/s: cannot be bound"):
         ControlSocket(f"ipc://{tmp_path}/nowhere/s")
 
 
