@@ -54,11 +54,12 @@ class TimeKind(StrEnum):
     """How the moment of a frame's exposure is known, best first. All are on this machine's monotonic clock."""
 
     HARDWARE = "hardware"
-    """The camera or its driver stamped the exposure."""
+    """The camera or its driver stamped the frame, and how long after the exposure is configured."""
     RTCP = "rtcp"
     """The camera's own clock, by RTCP sender reports."""
     ARRIVAL = "arrival"
-    """When the frame arrived, less the lag that is configured."""
+    """When the frame arrived (or was stamped, so long after its exposure as nobody knows), less the lag that is
+    configured."""
     FILE = "file"
     """A recording: when the frame was played."""
 

@@ -167,6 +167,9 @@ class V4l2Source(Strict):
     """No frame for this long means the camera is lost."""
     frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
     """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
+    exposure_lag_ms: float | None = Field(default=None, ge=0, le=10_000)
+    """How long after the middle of its exposure the driver stamps a frame, at the least: when its first data come, or
+    its last. Unset is unknown, and taken as none."""
 
     @field_validator("device")
     @classmethod
@@ -197,8 +200,9 @@ class GenicamSource(Strict):
     """No frame for this long means the camera is lost; with a hardware trigger, longer than the line stands still."""
     frozen_after_s: float | None = Field(default=5.0, gt=0, le=3600)
     """Bit-identical pictures for so long are `frame_frozen`: a living camera has noise."""
-    exposure_lag_ms: float = Field(default=0.0, ge=0, le=10_000)
-    """From the middle of the exposure to the moment that the buffer's timestamp stands for, after mapping."""
+    exposure_lag_ms: float | None = Field(default=None, ge=0, le=10_000)
+    """How long after the middle of its exposure a frame arrives, at the least (readout and transfer): the camera's own
+    clock is tied to the quickest arrival. Unset is unknown, and taken as none."""
 
 
 Source = Annotated[

@@ -162,8 +162,12 @@ def test_running_daemon_is_named_and_its_endpoints_are_right(configured: Daemon)
         assert configured.process.poll() is None
 
 
+SOURCES = ['kind = "rtsp"\nurl = "rtsp://cam/a"', 'kind = "v4l2"\ndevice = "cam"', 'kind = "genicam"\nserial = "1"']
+
+
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize(("lag", "kind", "warned"), [("", "external", 1), ("0", "external", 0), ("", "continuous", 0)])
-def test_unknown_exposure_lag_is_a_warning(tmp_path: Path, lag: str, kind: str, warned: int) -> None:
+def test_unknown_exposure_lag_is_a_warning(tmp_path: Path, source: str, lag: str, kind: str, warned: int) -> None:
     """Who triggers by program is told that frames count from their arrival, and where to say better."""
     from inspectd.cli.findings import _unknown_lags
     from inspectd.settings import load_settings
@@ -171,8 +175,7 @@ def test_unknown_exposure_lag_is_a_warning(tmp_path: Path, lag: str, kind: str, 
     config = tmp_path / "inspectd.toml"
     more = f"exposure_lag_ms = {lag}\n" if lag else ""
     config.write_text(
-        f'[cameras.cam1]\nrecipe = "x"\ntrigger = {{ kind = "{kind}" }}\n'
-        f'[cameras.cam1.source]\nkind = "rtsp"\nurl = "rtsp://cam/a"\n{more}'
+        f'[cameras.cam1]\nrecipe = "x"\ntrigger = {{ kind = "{kind}" }}\n[cameras.cam1.source]\n{source}\n{more}'
     )
     found = list(_unknown_lags(load_settings(config)))
     assert [(each.right, each.warns) for each in found] == [(True, True)] * warned

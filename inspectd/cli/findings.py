@@ -24,7 +24,7 @@ from inspectd.quality import look as look_at
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import PixelsU8
 from inspectd.settings import Settings
-from inspectd.source_settings import GenicamSource, MjpegSource, RtspSource, Source, V4l2Source
+from inspectd.source_settings import GenicamSource, Source, V4l2Source
 from inspectd.sources.grabbing import grab
 from inspectd.sources.open import probe
 from inspectd.sources.presence import presence_error
@@ -199,14 +199,18 @@ def _unknown_lags(settings: Settings) -> Iterator[Finding]:
     """Warns of cameras whose triggers may get a frame that was exposed just before them."""
     for name, camera in settings.cameras.items():
         source = camera.source
-        if not isinstance(source, RtspSource | MjpegSource) or camera.trigger.kind != "external":
+        if camera.trigger.kind != "external" or getattr(source, "exposure_lag_ms", 0.0) is not None:
             continue
-        if source.exposure_lag_ms is None:
-            detail = (
-                f"cameras.{name}.source.exposure_lag_ms is not set: without RTCP a frame counts as exposed when it "
-                "arrives, and a trigger may get one exposed shortly before it; set how long frames are under way"
-            )
-            yield Finding(what="trigger", subject=name, right=True, detail=detail, warns=True)
+        counts, lag = "without RTCP a frame counts as exposed when it arrives", "how long frames are under way"
+        if isinstance(source, V4l2Source):
+            counts, lag = "a frame counts as exposed when its driver stamps it", "how long before that it is"
+        elif isinstance(source, GenicamSource):
+            counts, lag = "the quickest frame counts as exposed when it arrives", "how long readout and transfer take"
+        detail = (
+            f"cameras.{name}.source.exposure_lag_ms is not set: {counts}, and a trigger may get one exposed shortly "
+            f"before it; set {lag}"
+        )
+        yield Finding(what="trigger", subject=name, right=True, detail=detail, warns=True)
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------------

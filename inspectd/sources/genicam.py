@@ -120,13 +120,13 @@ class GenicamConnection:
         nodes = self._camera.remote_device.node_map
         picture = first_picture(buffer, nodes)
         mapped_ns = self._clock.captured_ns(stamp_ns(buffer, nodes), arrived_ns)
-        lag_ns = 0 if mapped_ns is None else arrived_ns - mapped_ns
-        lag_ns += round(self._settings.exposure_lag_ms * 1e6)
+        lag_ms = self._settings.exposure_lag_ms
+        lag_ns = (0 if mapped_ns is None else arrived_ns - mapped_ns) + round((lag_ms or 0.0) * 1e6)
         return Arrival(
             load=picture.bgr,
             captured_ns=arrived_ns - lag_ns,
             captured_utc_ns=utc_ns - lag_ns,
-            time_kind=TimeKind.ARRIVAL if mapped_ns is None else TimeKind.HARDWARE,
+            time_kind=TimeKind.ARRIVAL if mapped_ns is None or lag_ms is None else TimeKind.HARDWARE,
             lag_ns=lag_ns,
         )
 

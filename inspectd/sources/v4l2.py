@@ -125,8 +125,8 @@ class V4l2Connection:
             raise SourceTimeout(f"{self._path}: no frame for {self._settings.silence_s:g} s")
         arrived_ns, utc_ns = time.monotonic_ns(), time.time_ns()
         lag_ns = arrived_ns - round(device.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
-        stamped = 0 <= lag_ns <= STAMP_LIMIT_NS
-        lag_ns = lag_ns if stamped else 0
+        stamped, lag_ms = 0 <= lag_ns <= STAMP_LIMIT_NS, self._settings.exposure_lag_ms
+        lag_ns = (lag_ns if stamped else 0) + round((lag_ms or 0.0) * 1e6)
         given, raw = device.retrieve()
         if not given or raw is None:
             raise SourceLost(f"{self._path}: a buffer could not be read")
@@ -134,7 +134,7 @@ class V4l2Connection:
             load=partial(self._load, np.asarray(raw).reshape(-1)),
             captured_ns=arrived_ns - lag_ns,
             captured_utc_ns=utc_ns - lag_ns,
-            time_kind=TimeKind.HARDWARE if stamped else TimeKind.ARRIVAL,
+            time_kind=TimeKind.HARDWARE if stamped and lag_ms is not None else TimeKind.ARRIVAL,
             lag_ns=lag_ns,
         )
 

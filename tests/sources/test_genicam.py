@@ -148,6 +148,19 @@ def test_opening_does_not_block() -> None:
 MS = 1_000_000
 
 
+@pytest.mark.parametrize(("lag_ms", "kind"), [(None, TimeKind.ARRIVAL), (40, TimeKind.HARDWARE)])
+def test_stamped_frame_is_older_than_its_quickest_way(
+    monkeypatch: pytest.MonkeyPatch, lag_ms: float | None, kind: TimeKind
+) -> None:
+    """A camera's clock is tied to arrivals: who does not say how long readout and transfer take knows no more."""
+    monkeypatch.setattr("inspectd.sources.genicam.stamp_ns", lambda *_: time.monotonic_ns() - 10**15)
+    source = settings(exposure_lag_ms=lag_ms, features={"AcquisitionFrameRate": 60.0})
+    with closing(open_source(source)) as camera:
+        frames = [read_frame(camera) for _ in range(4)]
+    assert {frame.time_kind for frame in frames} == {kind}
+    assert all(frame.lag_ns >= (lag_ms or 0) * MS and frame.arrived_ns <= time.monotonic_ns() for frame in frames)
+
+
 def test_clock_of_a_camera_is_mapped_by_the_fastest_way() -> None:
     """Jitter of the network goes away, and no frame is from the future."""
     clock = DeviceClock()

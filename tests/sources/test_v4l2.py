@@ -176,12 +176,23 @@ def yuyv(number: int) -> np.ndarray:
 def test_frames_carry_the_drivers_time() -> None:
     """Pictures are converted here, and exposed when the driver says."""
     device = RecordedDevice([yuyv(number) for number in range(3)])
-    frames = frames_of(device, settings(format="YUYV", silence_s=1.5), 3)
+    frames = frames_of(device, settings(format="YUYV", silence_s=1.5, exposure_lag_ms=0), 3)
     assert [number_of(frame.pixels_bgr) for frame in frames] == [0, 1, 2]
     assert {(frame.damage, frame.time_kind) for frame in frames} == {(None, TimeKind.HARDWARE)}
     assert all(4_000_000 <= frame.lag_ns < 2_000_000_000 for frame in frames)
     assert device.properties[cv2.CAP_PROP_CONVERT_RGB] == 0
     assert os.environ[v4l2.SELECT_TIMEOUT] == "2"
+
+
+@pytest.mark.usefixtures("plugged")
+@pytest.mark.parametrize(("lag_ms", "kind"), [(None, TimeKind.ARRIVAL), (30, TimeKind.HARDWARE)])
+def test_driver_stamps_frames_after_their_exposure(lag_ms: float | None, kind: TimeKind) -> None:
+    """How long after it, a person says; who does not know is not told that the exposure was stamped."""
+    device = RecordedDevice([yuyv(1)])
+    (frame,) = frames_of(device, settings(format="YUYV", exposure_lag_ms=lag_ms), 1)
+    assert frame.time_kind is kind
+    assert 0 <= frame.lag_ns - ((lag_ms or 0) + 4) * 1e6 < 1e9
+    assert frame.arrived_ns <= time.monotonic_ns()
 
 
 @pytest.mark.usefixtures("plugged")
