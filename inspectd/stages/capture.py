@@ -87,6 +87,8 @@ class Capture:
             finally:
                 start_index = source.next_index
                 source.close()
+        if self._acceptance.fast:
+            self._flush()  # the frames of a part are through already
         self._fail_all(Reason.INTERNAL)  # nobody has to wait for the end of the drain
 
     # -- the source -----------------------------------------------------------------------------------------------
@@ -177,8 +179,7 @@ class Capture:
 
     def _end(self) -> None:
         """The recording is through: its last part is inspected, then only the heart beats."""
-        for part in self._parts.flush() if self._parts is not None else ():
-            self._inspect(part)
+        self._flush()
         self._fail_all(Reason.CAMERA_LOST)
         self._view.state = CameraState.ENDED
         get_logger().info("camera_ended", last_seq=self._view.high_water)
@@ -229,6 +230,11 @@ class Capture:
         if self._parts is None:
             self._parts = self._begin_presence()
         for part in self._parts.feed(frame, blind=self._gates.is_frozen):
+            self._inspect(part)
+
+    def _flush(self) -> None:
+        """No frame follows: the parts in the zone are inspected as they were seen."""
+        for part in self._parts.flush() if self._parts is not None else ():
             self._inspect(part)
 
     def _begin_presence(self) -> Parts:

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from belts import ZONE, Belt
 from clips import numbered
 from daemons import model_toml
 from mjpeg_servers import MjpegServer, jpeg, mjpeg_server, part
@@ -33,7 +34,7 @@ from inspectd.transport.ring import Ring
 from inspectd.transport.tickets import CameraView, Table
 
 PATIENCE_S = 30.0
-SIZE_WH_PX = (240, 160)
+SIZE_WH_PX = (240, 240)
 CONFIG = """
 state_dir = "state"
 runtime_dir = "."
@@ -173,6 +174,21 @@ def test_pause_loses_no_frame_of_a_source_that_waits(line: Line, kind: str) -> N
     with line.captures(source, opens=lambda *a, **k: PausedMeanwhile(open_source(*a, **k), line.view)):
         line.until(lambda: line.view.answered_through == 4)
     assert (line.gates, line.view.frames_skipped) == ([None] * 4, 0)
+
+
+def test_stop_answers_the_part_in_the_zone_of_a_drop_folder(line: Line) -> None:
+    """Its images are through and come no more, so what was seen of it is inspected."""
+    images, belt = line.folder / "in", Belt([180], speed_px=6)
+    images.mkdir()
+    for index in range(28):  # the part is near the middle at 30
+        cv2.imwrite(str(images / f"{index}.png"), belt.frame(index).pixels_bgr)
+        os.utime(images / f"{index}.png", (index + 1, index + 1))
+    source = f'kind = "drop", path = "{images}", max_size_wh_px = [240, 240]'
+    with line.captures(source, f"{PRESENCE}, zone_xywh_px = {list(ZONE)}"):
+        line.until(lambda: line.view.frames_read == 28)
+        assert line.gates == []
+    line.answer()
+    assert line.gates == [None]
 
 
 @pytest.fixture
