@@ -73,11 +73,11 @@ class UsualSize:
     """Notices a camera that came back with frames of another size: region, zone and threshold were set for the first.
 
     Args:
-        size_wh_px: that of the frames that an earlier process accepted; None: the first sound frame has it.
+        size_wh_px: what an earlier process found; None: the first sound frame has it.
     """
 
     def __init__(self, size_wh_px: tuple[int, int] | None = None) -> None:
-        self._usual_wh_px = self._last_wh_px = size_wh_px
+        self.size_wh_px = self._last_wh_px = size_wh_px
 
     def check(self, frame: Frame) -> Frame:
         """Takes every frame of the source, in order; one of another size comes back as damaged."""
@@ -85,7 +85,7 @@ class UsualSize:
             return frame
         height, width = frame.pixels_bgr.shape[:2]
         before, self._last_wh_px = self._last_wh_px, (width, height)
-        usual_w, usual_h = self._usual_wh_px = self._usual_wh_px or (width, height)
+        usual_w, usual_h = self.size_wh_px = self.size_wh_px or (width, height)
         if (width, height) == (usual_w, usual_h):
             return frame
         if (width, height) != before:

@@ -51,7 +51,7 @@ class Capture:
         self._continuous = Continuous(every_nth=self._camera.trigger.every_nth, max_fps=self._camera.trigger.max_fps)
         self._parts: Parts | None = None
         self._gates = Gates(self._camera, slot_bytes=self._ring.slot_bytes, inspected=self._last_inspected())
-        self._usual_size = UsualSize(self._last_size_wh_px())
+        self._usual_size = UsualSize(self._ring.usual_wh_px)
         self._external = External(self._left_requests())
         self._gated: tuple[Frame | None, Reason | None] = None, None
         self._trigger_ids = self._left_trigger_ids()
@@ -122,7 +122,7 @@ class Capture:
             self._count_missed(source)
             self._fail_overdue(time.monotonic_ns())
             if frame is not None:
-                frame = self._usual_size.check(frame) if source.live else frame
+                frame = self._sized(frame) if source.live else frame
                 self._back(frame)
                 self._view.frames_read += 1
                 self._backoff.reset()
@@ -196,16 +196,12 @@ class Capture:
             return None
         return self._ring.read(row.slot, row.slot_generation, row.height_px, row.width_px)
 
-    def _last_size_wh_px(self) -> tuple[int, int] | None:
-        """The size of the last sound frame that was accepted in this session, as far as the table still knows it."""
-        last = self._view.high_water
-        rows = (self._view.row(seq) for seq in range(last, max(0, last - ROWS), -1))
-        sizes = (
-            (row.width_px, row.height_px)
-            for row in rows
-            if row is not None and row.width_px > 0 and row.gate is not Reason.FRAME_CORRUPT
-        )
-        return next(sizes, None)
+    def _sized(self, frame: Frame) -> Frame:
+        """The frame of a live camera, as damaged where it has not the size of this session."""
+        frame = self._usual_size.check(frame)
+        if self._usual_size.size_wh_px is not None:
+            self._ring.usual_wh_px = self._usual_size.size_wh_px
+        return frame
 
     # -- frames -----------------------------------------------------------------------------------------------------
 

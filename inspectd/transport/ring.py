@@ -1,9 +1,9 @@
 """The ring of one camera: slots of pixels in shared memory, each with a generation that a reader checks.
 
 A slot's generation is odd while it is written. A reader looks at it before **and after** its copy; a slot that was
-used again under a slow reader is noticed, never scored. Each word has one writer: capture writes `generation` and
-`seq`, the worker writes `released`. A slot is free when the worker has released it, when its frame is answered for
-whatever reason, or when its writer died in the middle.
+used again under a slow reader is noticed, never scored. Each word has one writer: capture writes `generation`,
+`seq` and the usual size, the worker writes `released`. A slot is free when the worker has released it, when its frame
+is answered for whatever reason, or when its writer died in the middle.
 
 The order of stores that this needs: odd generation, then pixels, then even generation; and of loads: generation, then
 pixels, then generation. `memory.py` says why it holds. (A copy of megabytes may bypass the caches with stores that
@@ -24,7 +24,7 @@ MAGIC = 0x494E_5350_5249_4E47
 PAGE = 4096
 SLOT_WORDS = 8
 """One cache line a slot, so that capture and worker do not share one of another slot."""
-_HEAD_MAGIC, _HEAD_SLOTS, _HEAD_SLOT_BYTES = range(3)
+_HEAD_MAGIC, _HEAD_SLOTS, _HEAD_SLOT_BYTES, _HEAD_USUAL_SIZE = range(4)
 _GENERATION, _RELEASED, _SEQ = range(3)
 
 
@@ -33,7 +33,7 @@ class Ring:
 
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
-        if len(segment.words) <= _HEAD_SLOT_BYTES or segment.words[_HEAD_MAGIC] != MAGIC:
+        if len(segment.words) <= _HEAD_USUAL_SIZE or segment.words[_HEAD_MAGIC] != MAGIC:
             raise TransportError(f"{segment.name}: not a ring of this version")
         self.slots, self.slot_bytes = segment.words[_HEAD_SLOTS], segment.words[_HEAD_SLOT_BYTES]
         if self.slots < 1 or self.slot_bytes < 1 or len(segment.bytes) != _size(self.slots, self.slot_bytes):
@@ -63,6 +63,16 @@ class Ring:
             TransportError: there is none, or it is of another version.
         """
         return cls(Segment.attach(name))
+
+    @property
+    def usual_wh_px(self) -> tuple[int, int] | None:
+        """The size of the camera's first sound frame in this session; None until capture has told. One word."""
+        word = self._segment.words[_HEAD_USUAL_SIZE]
+        return divmod(word, 1 << 32) if word else None
+
+    @usual_wh_px.setter
+    def usual_wh_px(self, size_wh_px: tuple[int, int]) -> None:
+        self._segment.words[_HEAD_USUAL_SIZE] = size_wh_px[0] << 32 | size_wh_px[1]
 
     def claim(self, answered_through: int, count: int = 1) -> list[int]:
         """So many free slots for the writer, all different; none where fewer are free."""

@@ -45,6 +45,13 @@ def test_a_frame_comes_out_as_it_went_in(ring: Ring, name: str) -> None:
     assert np.array_equal(other.view(1, generation, 6, 5), pixels)
 
 
+def test_the_usual_size_outlives_its_writer(ring: Ring, name: str) -> None:
+    """Who attaches next finds it."""
+    assert ring.usual_wh_px is None
+    Ring.attach(name).usual_wh_px = (1920, 1080)
+    assert Ring.attach(name).usual_wh_px == (1920, 1080)
+
+
 def test_the_segment_is_whole_pages(name: str) -> None:
     """Slots that are no multiple of a page do not run into each other."""
     ring = Ring.create(name, slots=3, slot_bytes=PAGE + 3)
