@@ -193,6 +193,7 @@ def test_triggers_go_on_without_their_journal(external: tuple[Daemon, Subscriber
     assert daemon.ask("trigger", camera="cam1", trigger_id="before")["seq"] == first
     assert daemon.ask("trigger", camera="cam1", trigger_id="unreadable", wait=True)["seq"] == first + 2
     subscriber.until(lambda seen: seen.state == "degraded")
+    daemon.journal.rmdir()
 
 
 def without_journal(daemon: Daemon) -> None:
@@ -225,4 +226,5 @@ def test_unusable_journal_does_not_silence_a_new_publisher(make_daemon: MakeDaem
         publisher.kill()
         last = max(subscriber.seen.seqs("cam1"))
         seen = subscriber.until(lambda seen: inspected(seen, "cam1", last + 2) and seen.state == "degraded")
+        daemon.journal.rmdir()
     assert not seen.verdicts[-1]["journaled"]

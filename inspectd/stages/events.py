@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from inspectd.records import CameraState
 from inspectd.transport.wire import EventKind
@@ -41,27 +43,37 @@ class Event:
     details: dict[str, int]
 
 
+class Told(Protocol):
+    """What was told of one camera. It outlives the publisher: what happens while there is none is told by the next."""
+
+    state: CameraState
+    frames_skipped: int
+    frames_damaged: int
+    capture_generation: int
+
+
 class EventWatch:
-    """Remembers the last look and what it already told.
+    """Remembers the last look, and in `told` what was told of each camera.
 
     Args:
-        first: the look to start from; a publisher that replaces another one starts from the present.
+        first: the look to start from, but for the cameras.
+        told: by the camera's name, as the last publisher left it.
     """
 
-    def __init__(self, first: Look) -> None:
+    def __init__(self, first: Look, told: Mapping[str, Told]) -> None:
         self._last = first
         self._ended: set[str] = set()
-        self._told = {camera.name: (camera.frames_skipped, camera.frames_damaged) for camera in first.cameras}
+        self._told = told
         self._told_ns = 0
 
     def changes(self, look: Look, now_ns: int) -> list[Event]:
         """What happened since the last look, in a fixed order."""
         events = self._daemon_changes(look)
         counts_due = now_ns - self._told_ns >= SKIPPED_EVERY_NS
-        for before, after in zip(self._last.cameras, look.cameras, strict=True):
+        for camera in look.cameras:
             if counts_due:
-                events += self._count_changes(after)
-            events += self._camera_changes(before, after)
+                events += self._count_changes(camera)
+            events += self._camera_changes(camera)
         if counts_due:
             self._told_ns = now_ns
         self._last = look
@@ -76,14 +88,18 @@ class EventWatch:
             events.append(_event(kind, None))
         return events
 
-    def _camera_changes(self, before: CameraLook, after: CameraLook) -> list[Event]:
-        events = []
-        if after.capture_generation != before.capture_generation and before.capture_generation > 0:
-            events.append(_event(EventKind.CAPTURE_RESTARTED, after.name))
-        if after.state is not before.state:
+    def _camera_changes(self, after: CameraLook) -> list[Event]:
+        events, told = [], self._told[after.name]
+        before, generation = told.state, told.capture_generation
+        if after.capture_generation != generation:
+            told.capture_generation = after.capture_generation
+            if generation > 0:
+                events.append(_event(EventKind.CAPTURE_RESTARTED, after.name))
+        if after.state is not before:
+            told.state = after.state
             if after.state is CameraState.LOST:
                 events.append(_event(EventKind.CAMERA_LOST, after.name, last_seq=after.accepted_through))
-            elif before.state is CameraState.LOST and after.state is CameraState.READY:
+            elif before is CameraState.LOST and after.state is CameraState.READY:
                 events.append(_event(EventKind.CAMERA_BACK, after.name, last_seq=after.accepted_through))
         if after.state is not CameraState.ENDED:
             self._ended.discard(after.name)
@@ -94,13 +110,15 @@ class EventWatch:
         return events
 
     def _count_changes(self, camera: CameraLook) -> list[Event]:
-        skipped, damaged = self._told[camera.name]
-        self._told[camera.name] = (camera.frames_skipped, camera.frames_damaged)
-        events = []
-        if camera.frames_skipped > skipped:
-            events.append(_event(EventKind.FRAMES_SKIPPED, camera.name, count=camera.frames_skipped - skipped))
-        if camera.frames_damaged > damaged:
-            events.append(_event(EventKind.FRAMES_DAMAGED, camera.name, count=camera.frames_damaged - damaged))
+        events, told = [], self._told[camera.name]
+        if camera.frames_skipped > told.frames_skipped:
+            count = camera.frames_skipped - told.frames_skipped
+            events.append(_event(EventKind.FRAMES_SKIPPED, camera.name, count=count))
+            told.frames_skipped = camera.frames_skipped
+        if camera.frames_damaged > told.frames_damaged:
+            count = camera.frames_damaged - told.frames_damaged
+            events.append(_event(EventKind.FRAMES_DAMAGED, camera.name, count=count))
+            told.frames_damaged = camera.frames_damaged
         return events
 
 

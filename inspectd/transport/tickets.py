@@ -3,9 +3,9 @@
 To accept a frame, capture writes its row and then raises the camera's `high_water`: that store is the moment of
 acceptance. A row beyond the mark is never read, and the next generation of capture overwrites it. Each word has one
 writer at a time: capture its camera's rows, state and counters; the worker `results_dropped` and a row's `result_*`;
-the publisher `sent_through`, `answered_through`, `paused` and `preview_wanted`, and all of a station, which has no
-capture; the supervisor the header; each child its heartbeat. No locks: nothing a killed process held can stop another.
-`memory.py` says why words are whole and in order.
+the publisher `sent_through`, `answered_through`, `paused`, `preview_wanted` and what it told, and all of a station,
+which has no capture; the supervisor the header; each child its heartbeat. No locks: nothing a killed process held can
+stop another. `memory.py` says why words are whole and in order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from inspectd.transport.rows import (
 )
 
 MAGIC = 0x494E_5350_5449_434B
-VERSION = 5
+VERSION = 6
 ROWS = 1024
 HEAD_WORDS = 16
 CHILD_WORDS = 16
@@ -40,6 +40,7 @@ CAMERA_WORDS = 16
 `MAGIC` stands for these places, for the names in them and for the marks `high_water` and `answered_through`; `VERSION`
 for all else. So a daemon can answer what one of another version left, though it cannot read its rows.
 """
+TOLD_WORDS = 8
 SESSION_WORDS = slice(12, 16)
 CHILD_NAME_WORDS = slice(8, 14)
 CAMERA_NAME_WORDS = slice(12, 16)
@@ -139,8 +140,7 @@ class CameraView(_Record):
     @property
     def state(self) -> CameraState:
         """What the camera does."""
-        code = self._state
-        return _STATES[code] if 0 <= code < len(_STATES) else CameraState.LOST
+        return _state_of(self._state)
 
     @state.setter
     def state(self, state: CameraState) -> None:
@@ -227,6 +227,24 @@ class CameraView(_Record):
         return self._rows[at : at + ROW_WORDS]
 
 
+class Told(_Record):
+    """What events have said of one camera: a publisher that replaces another one goes on from there."""
+
+    _state = _Word(0)
+    frames_skipped = _Word(1)
+    frames_damaged = _Word(2)
+    capture_generation = _Word(3)
+
+    @property
+    def state(self) -> CameraState:
+        """The state that was told last."""
+        return _state_of(self._state)
+
+    @state.setter
+    def state(self, state: CameraState) -> None:
+        self._state = _STATES.index(state)
+
+
 class Table:
     """The table of one daemon.
 
@@ -255,6 +273,7 @@ class Table:
             CameraView(place, rows if self.readable else words[:0], counts[2])
             for place, rows in _camera_places(words, *counts)
         ]
+        self._told = [Told(place) for place in _told_places(words, counts[0])] if self.readable else []
         self.session = _name(words, SESSION_WORDS)
         self.cameras = tuple(_name(view.words, CAMERA_NAME_WORDS) for view in self._cameras)
         self.started_ns = self._head.started_ns
@@ -305,6 +324,10 @@ class Table:
     def camera(self, index: int) -> CameraView:
         """The view of one camera."""
         return self._cameras[index]
+
+    def told(self, index: int) -> Told:
+        """What was told of one camera."""
+        return self._told[index]
 
     def child(self, index: int) -> ChildView:
         """The view of one process."""
@@ -370,13 +393,13 @@ class Table:
 
     def close(self) -> None:
         """Lets go of the mapping, once no view of it is in use any more."""
-        self._children, self._cameras = [], []
+        self._children, self._cameras, self._told = [], [], []
         self._segment.close()
 
 
 def _size(cameras: int, children: int, rows: int) -> int:
     """The words of a table."""
-    return HEAD_WORDS + children * CHILD_WORDS + cameras * (CAMERA_WORDS + rows * ROW_WORDS)
+    return HEAD_WORDS + children * CHILD_WORDS + cameras * (CAMERA_WORDS + rows * ROW_WORDS + TOLD_WORDS)
 
 
 def _child_places(words: Words, children: int) -> list[Words]:
@@ -394,6 +417,16 @@ def _camera_places(words: Words, cameras: int, children: int, rows: int) -> list
         )
         for index in range(cameras)
     ]
+
+
+def _told_places(words: Words, cameras: int) -> list[Words]:
+    """They stand at the end, behind all places that another version may have, too."""
+    first = len(words) - cameras * TOLD_WORDS
+    return [words[first + index * TOLD_WORDS : first + (index + 1) * TOLD_WORDS] for index in range(cameras)]
+
+
+def _state_of(code: int) -> CameraState:
+    return _STATES[code] if 0 <= code < len(_STATES) else CameraState.LOST
 
 
 def _put_name(words: Words, place: slice, name: str) -> None:

@@ -18,7 +18,7 @@ from victims import publish, publish_but_stop, row_of, until
 
 from inspectd.journal.verdicts import Entry, Journal
 from inspectd.recipe import load_recipe
-from inspectd.records import Decision, Reason
+from inspectd.records import CameraState, Decision, Reason
 from inspectd.settings import load_settings
 from inspectd.stages.answers import entry_of, freeze
 from inspectd.stages.lifecycle import Charge
@@ -34,7 +34,8 @@ class Scene:
 
     def __init__(self, folder: Path, prefix: str, station: tuple[str, ...] = ()) -> None:
         camera = file_camera(folder / "none.mp4", pace="realtime", trigger='kind = "external"' if station else "")
-        extra = f'[stations.side]\ncameras = {list(station)}\nmatch = "trigger"' if station else ""
+        extra = "[publisher]\npublish_reserve_ms = 200\n"  # and so a slow disk is waited for
+        extra += f'[stations.side]\ncameras = {list(station)}\nmatch = "trigger"' if station else ""
         self.daemon = Daemon(folder=folder, cameras=dict.fromkeys(station or ("cam1",), camera), extra=extra)
         self.settings = load_settings(self.daemon.config)
         self.settings.sockets_dir.mkdir(parents=True)
@@ -174,6 +175,17 @@ def test_a_pass_that_is_held_up_before_its_send_is_late_in_the_journal_too(scene
         seen = subscriber.until(lambda seen: len(seen.verdicts) == 2)
     assert [(each["reason"], each["journaled"]) for each in seen.verdicts] == [("late", True), ("ok", True)]
     assert [entry.body for entry in scene.journaled()] == list(seen.raw.values())
+
+
+def test_what_happened_while_no_publisher_lived_is_told(scene: Scene) -> None:
+    """Frames that were skipped and a camera that was lost: its successor tells what the dead one had not."""
+    scene.table.told(0).frames_skipped = 3
+    scene.view.frames_skipped, scene.view.state = 10, CameraState.LOST
+    with scene.publisher() as subscriber:
+        seen = subscriber.until(lambda seen: len(seen.events) >= 3)
+    told = {each["kind"]: each for each in seen.events}
+    assert set(told) == {"publisher_restarted", "frames_skipped", "camera_lost"}
+    assert told["frames_skipped"]["count"] == 7
 
 
 def test_a_station_does_not_vouch_for_what_went_out_late(station: Scene) -> None:
