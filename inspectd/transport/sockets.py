@@ -144,11 +144,13 @@ def bind(
 
 
 def _bind_once(socket: zmq.Socket[Any], endpoint: str) -> None:
-    """Binds, but never over a living program: libzmq would unlink its ipc socket and silently take the name."""
+    """Binds, but never over a living program or what is no socket: libzmq would unlink it and take its name."""
     if endpoint.startswith("ipc:///"):
         path = Path(endpoint.removeprefix("ipc://"))
         if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
             raise zmq.ZMQError(errno.ENAMETOOLONG)
+        if os.path.lexists(path) and not path.is_socket():
+            raise zmq.ZMQError(errno.EEXIST)
         if listens(path):
             raise zmq.ZMQError(zmq.EADDRINUSE)
     socket.bind(endpoint)

@@ -118,6 +118,15 @@ def test_endpoint_that_cannot_be_is_named(tmp_path: Path) -> None:
         ControlSocket(f"ipc://{tmp_path}/nowhere/s")
 
 
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
+def test_what_is_no_socket_is_not_replaced_by_one(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A file or folder in the endpoint's place is named, and stays."""
+    make(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"endpoints.control: ipc:.*/mine: cannot be bound: File exists"):
+        ControlSocket(f"ipc://{tmp_path}/mine")
+    assert (tmp_path / "mine").exists()
+
+
 def test_hostile_bytes_leave_the_control_socket_serving(peer: Callable[[int], zmq.Socket]) -> None:
     """Garbage, half a handshake and huge messages are dropped; a sound request is answered, no descriptor stays."""
     with ControlSocket("tcp://127.0.0.1:*") as control:
