@@ -115,10 +115,10 @@ class Supervisor:
         self._recipes = {name: load_recipe(self._settings.recipe_path(name)) for name in self._settings.cameras}
         if (error := stations_error(self._settings, self._recipes)) is not None:
             raise ConfigError(error)
-        require_short_paths(self._settings.sockets_dir)
         slot_bytes = self._slot_bytes()
         with ExitStack() as stack:
             stack.enter_context(StateLock(self._settings.state_dir))
+            require_short_paths(self._settings.sockets_dir)
             configure_log(self._settings.log.level, self._settings.log.format, stage="supervisor")
             self._note_signals(stack)
             prefix = segment_prefix(self._settings.state_dir)
