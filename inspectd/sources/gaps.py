@@ -29,6 +29,11 @@ class Gap:
     parted: bool
 
     @property
+    def is_one(self) -> bool:
+        """Whether a frame is missing at all."""
+        return self.frames > 1.5
+
+    @property
     def is_pause(self) -> bool:
         """Whether it is longer than the jitter of a stream."""
         return self.seconds > SHORT_GAP_S and self.frames > SHORT_GAP_FRAMES

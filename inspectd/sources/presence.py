@@ -36,8 +36,6 @@ KNOWN_S = 5.0
 KNOWN_STANDING_S = 1.5
 """And those that stood: what comes there later is another one."""
 KNOWN_OVERLAP = 0.5
-MISSED_SHARE = 0.5
-"""While the belt goes on by so large a share of the zone, a part may pass and not be seen in two views."""
 SEEN_SHARE = 0.5
 """A blob of which more was seen than this brings nothing new."""
 NEW_PARTS = 0.3
@@ -239,8 +237,8 @@ class Presence:
 
     def _missed(self, gap: Gap) -> bool:
         """Whether a part may have passed between two views of the belt, which goes on as it did or, halted, will."""
-        reach = self._tracker.reach(gap.frames)
-        return gap.is_pause if reach is None else reach > MISSED_SHARE * max(self._foreground.size_wh)
+        passed = self._tracker.may_have_passed(gap.frames)
+        return gap.is_pause if passed is None else passed and gap.is_one
 
     def _unseen(self, frame: Frame, time_s: float) -> list[Part]:
         if self._unseen_s is not None and 0 <= time_s - self._unseen_s < UNSEEN_AGAIN_S:

@@ -237,24 +237,30 @@ class Tracker:
             shift = self._cruise_xy[0] * steps, self._cruise_xy[1] * steps
         self.way_xy = self.way_xy[0] + shift[0], self.way_xy[1] + shift[1]
 
-    def reach(self, frames: float) -> float | None:
-        """How far the belt goes in so many frames when it goes; None where its pace is not known."""
-        return None if self._cruise_xy is None else frames * float(np.hypot(*self._cruise_xy))
+    def may_have_passed(self, frames: float) -> bool | None:
+        """Whether a part may come and go, seen in fewer than two views, in so many frames; None for an unknown pace."""
+        if self._cruise_xy is None:
+            return None
+        axis = self._axis()
+        return (frames + 2) * abs(self._cruise_xy[axis]) > self._size_wh[axis]
 
     def fills(self, blob: Blob) -> bool:
         """Whether a blob is longer than the zone in the direction of the belt, so that its ends are not seen."""
-        if self._cruise_xy is None:
-            return False
-        return blob.spans_xy[0 if abs(self._cruise_xy[0]) >= abs(self._cruise_xy[1]) else 1]
+        return self._cruise_xy is not None and blob.spans_xy[self._axis()]
 
     def shows_its_front(self, blob: Blob) -> bool:
         """Whether it is the last view of the front of what will fill the zone by the next frame, or fills it now."""
         if self._cruise_xy is None or self.fills(blob):
             return self.fills(blob)
-        axis = int(abs(self._cruise_xy[0]) < abs(self._cruise_xy[1]))
+        axis = self._axis()
         step, side = self._cruise_xy[axis], self._size_wh[axis]
         start, end = blob.bbox_xywh[axis], blob.bbox_xywh[axis] + blob.bbox_xywh[2 + axis]
         return (start <= 0 and end + step > side) if step > 0 else (end >= side and start + step < 0)
+
+    def _axis(self) -> int:
+        """Along which the belt runs: 0 across, 1 down."""
+        x, y = self._cruise_xy or (0.0, 0.0)
+        return int(abs(x) < abs(y))
 
     def share_seen(self, blob: Blob, way_xy: Vector) -> float:
         """How much of what a blob shows now lay in the zone when the belt had come so far."""
