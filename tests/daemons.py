@@ -72,7 +72,7 @@ class Daemon:
         (self.folder / "recipes").mkdir(parents=True, exist_ok=True)
         self.write_recipe("part", self.recipe)
         lines = [
-            'state_dir = "state"',
+            f'state_dir = "state"\nruntime_dir = "{self.runtime}"',
             self.extra,
             f'[endpoints]\nverdicts = "{self.verdicts}"\ncontrol = "{self.control}"\nmetrics = "{self.metrics}"',
             '[worker]\nthreads = 1\ndevice = "cpu"\nprecision = "fp32"',
@@ -91,6 +91,10 @@ class Daemon:
     @property
     def control(self) -> str:
         return f"ipc://{self._socket('c')}"
+
+    @property
+    def runtime(self) -> Path:
+        return Path(self._socket("run"))
 
     @property
     def journal(self) -> Path:

@@ -162,7 +162,7 @@ def test_a_message_without_an_end_is_cut_off(scene: Scene) -> None:
 def test_garbage_on_a_socket_stops_nothing(scene: Scene, where: str) -> None:
     """Random bytes, broken handshakes, frames of impossible lengths, on the sockets between the processes too."""
     dice = random.Random(where)
-    inside = next((scene.daemon.folder / "state" / "run").glob(f"publisher-*.{where}"), None)
+    inside = next(scene.daemon.runtime.glob(f"publisher-*.{where}"), None)
     endpoint = getattr(scene.daemon, where) if inside is None else f"ipc://{inside}"
     frames = [b"\x00\xff", b"\x02" + struct.pack(">Q", 2**63), b"\x01\x00" * 50, b"\x04\x05READY", b"\x07\x01x"]
     for number in range(400):
@@ -175,7 +175,7 @@ def test_garbage_on_a_socket_stops_nothing(scene: Scene, where: str) -> None:
 
 def test_what_comes_on_the_way_of_commands_is_thrown_away(scene: Scene) -> None:
     """Nobody there waits for a word: thousands of strangers' messages are neither kept nor looked at twice."""
-    (place,) = (scene.daemon.folder / "state" / "run").glob("publisher-*.commands")
+    (place,) = scene.daemon.runtime.glob("publisher-*.commands")
     memory = scene.publisher.memory_info().rss
     with zmq.Context() as context:
         for _ in range(60):
@@ -194,7 +194,7 @@ def test_what_comes_on_the_way_of_commands_is_thrown_away(scene: Scene) -> None:
 def test_results_that_no_worker_sent_are_refused(scene: Scene) -> None:
     """A peer on the inner socket that speaks like a worker, but nonsense: each is a line in the log and no verdict."""
     dice = random.Random(3)
-    (place,) = (scene.daemon.folder / "state" / "run").glob("publisher-*.results")
+    (place,) = scene.daemon.runtime.glob("publisher-*.results")
     sound = {"camera": 0, "seq": 1, "worker_generation": 1, "what": "preview", "size_wh_px": [1, 1], "shed": 0}
     with zmq.Context() as context, context.socket(zmq.PUSH) as worker:
         worker.set(zmq.LINGER, 1000)

@@ -38,7 +38,8 @@ class Scene:
         extra += f'[stations.side]\ncameras = {list(station)}\nmatch = "trigger"' if station else ""
         self.daemon = Daemon(folder=folder, cameras=dict.fromkeys(station or ("cam1",), camera), extra=extra)
         self.settings = load_settings(self.daemon.config)
-        self.settings.sockets_dir.mkdir(parents=True)
+        self.settings.state_dir.mkdir()
+        self.settings.sockets_dir.mkdir(exist_ok=True)
         names = [*self.settings.cameras, *self.settings.stations]
         self.table = Table.create(
             f"{prefix}-table", session=SESSION, cameras=names, children=["publisher", "worker"], started_ns=1
