@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
+from types import FrameType
 
 from inspectd.errors import CalibrationError, ConfigError, EndpointHeld, ExitCode, InspectdError
 
 
 def main() -> None:
     """Runs the command line; never returns and never shows a traceback."""
+    pressed: list[int] = []
+
+    def press(signum: int, frame: FrameType | None) -> None:
+        pressed.append(signum)
+        signal.default_int_handler(signum, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, press)
     try:
         from inspectd.cli import app  # noqa: PLC0415 - child processes import this module and need no verbs
 
@@ -20,7 +30,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the top of the process: one line, as for every failure
-        if interrupted(error):
+        if pressed or interrupted(error):
             sys.exit(ExitCode.INTERRUPTED)
         _say(_bug(error))
         sys.exit(ExitCode.FAILED)

@@ -62,7 +62,7 @@ def test_capture_that_dies_again_and_again_is_reported_lost(make_daemon: MakeDae
             subscriber.read(0.05)
         assert len(killed) == 5
         assert subscriber.seen.heartbeats[-1]["cameras"]["cam1"]["state"] == "lost"
-        assert any(event["kind"] == "camera_lost" for event in subscriber.seen.events)
+        subscriber.until(lambda seen: any(event["kind"] == "camera_lost" for event in seen.events))
         last = {name: max(subscriber.seen.seqs(name)) for name in ("cam1", "cam2")}
         subscriber.until(lambda seen: inspected(seen, "cam2", last["cam2"] + 2))
         assert not inspected(subscriber.seen, "cam1", last["cam1"])
