@@ -59,7 +59,7 @@ class Gaps:
     def feed(self, frame: Frame, time_s: float) -> Gap:
         """Takes a sound frame and its time by the stream's own clock."""
         (before, before_s), self._last = self._last or (frame, time_s), (frame, time_s)
-        heard_s, self._heard_s = self._heard_s or time_s, time_s
+        heard_s, self._heard_s = time_s if self._heard_s is None else self._heard_s, time_s
         steps = max(1, frame.index - before.index)
         seconds = max(0.0, time_s - heard_s)
         jumped = frame.pts_s is not None and before.pts_s is not None and not 0 <= time_s - before_s <= GAP_S

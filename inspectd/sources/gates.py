@@ -94,7 +94,7 @@ class UsualSize:
 
 
 class Gates:
-    """The gates of one camera. Every frame is fed, in order; of those to be inspected each is asked about once.
+    """The gates of one camera. Every frame is fed, in order; those to be inspected are asked about.
 
     Args:
         slot_bytes: the largest frame that the ring takes.
@@ -111,6 +111,7 @@ class Gates:
         self._part_by_part = TriggerKind(camera.trigger.kind) is not TriggerKind.CONTINUOUS
         self._slot_bytes = slot_bytes
         self._inspected = inspected
+        self._refused: tuple[Frame | None, Reason | None] = None, None
         self.is_frozen = False
 
     def feed(self, frame: Frame) -> None:
@@ -118,17 +119,22 @@ class Gates:
         self.is_frozen = self._frozen is not None and self._frozen.feed(frame)
 
     def refuse(self, frame: Frame) -> Reason | None:
-        """Why the frame just fed is an error already; None for one worth a look."""
+        """Why a frame is an error already; None for one worth a look.
+
+        Once judged: two triggers, or parts that lie side by side, may share a frame, which is no repeated picture.
+        """
+        if self._refused[0] is not frame:
+            self._refused = frame, self._fault_of(frame)
+        return self._refused[1]
+
+    def _fault_of(self, frame: Frame) -> Reason | None:
         if frame.damage is not None or frame.pixels_bgr.nbytes > self._slot_bytes:
             return Reason.FRAME_CORRUPT
         return Reason.FRAME_FROZEN if self.is_frozen or self._is_repeated(frame) else None
 
     def _is_repeated(self, frame: Frame) -> bool:
-        """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ.
-
-        Parts that lie side by side may have their best moment in one and the same frame.
-        """
-        if self._frozen is None or not self._part_by_part or frame.pixels_bgr is self._inspected:
+        """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ."""
+        if self._frozen is None or not self._part_by_part:
             return False
         repeated = self._inspected is not None and same_pixels(self._inspected, frame.pixels_bgr)
         self._inspected = frame.pixels_bgr

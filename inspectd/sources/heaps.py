@@ -73,7 +73,8 @@ class Heaps:
         pieces = _fall_apart(solid, solid, single)
         if not pieces and relief is not None:
             pieces = _along_grooves(solid, relief(), single, groove_levels)
-        return [_largest(piece & filled(mask)) for piece in pieces]
+        shown = filled(mask)
+        return [_largest(piece & shown) for piece in pieces]
 
 
 def _along_grooves(solid: MaskU8, heights: ReliefF32, single_area: float, groove_levels: float) -> list[MaskU8]:

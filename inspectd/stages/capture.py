@@ -53,7 +53,6 @@ class Capture:
         self._gates = Gates(self._camera, slot_bytes=self._ring.slot_bytes, inspected=self._last_inspected())
         self._usual_size = UsualSize(self._ring.usual_wh_px)
         self._external = External(self._left_requests())
-        self._gated: tuple[Frame | None, Reason | None] = None, None
         self._trigger_ids = self._left_trigger_ids()
         self._backoff = Backoff()
         self._missed_before = 0
@@ -303,9 +302,7 @@ class Capture:
 
     def _give(self, request: Request, frame: Frame) -> None:
         """Gives a trigger its frame, or the reason why a gate refuses it."""
-        if self._gated[0] is not frame:  # once: two triggers may share a frame, that is no repeated picture
-            self._gated = frame, self._gates.refuse(frame)
-        self._acceptance.fill(request, frame, self._gated[1])
+        self._acceptance.fill(request, frame, self._gates.refuse(frame))
 
     def _fail_overdue(self, now_ns: int) -> None:
         """Triggers whose frame did not come in time."""

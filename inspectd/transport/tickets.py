@@ -60,6 +60,20 @@ class _Word:
         record.words[self._at] = value
 
 
+class _StateWord:
+    """A camera's state in such a word; a number that is none reads as lost."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+
+    def __get__(self, record: _Record, owner: type[_Record]) -> CameraState:
+        code = int(record.words[self._at])
+        return _STATES[code] if 0 <= code < len(_STATES) else CameraState.LOST
+
+    def __set__(self, record: _Record, state: CameraState) -> None:
+        record.words[self._at] = _STATES.index(state)
+
+
 class _Record:
     def __init__(self, words: Words) -> None:
         self.words = words
@@ -119,7 +133,7 @@ class CameraView(_Record):
 
     high_water = _Word(0)
     answered_through = _Word(1)
-    _state = _Word(2)
+    state = _StateWord(2)
     paused = _Word(3)
     capture_generation = _Word(4)
     frames_read = _Word(5)
@@ -136,15 +150,6 @@ class CameraView(_Record):
         super().__init__(words)
         self._rows = rows
         self._count = count
-
-    @property
-    def state(self) -> CameraState:
-        """What the camera does."""
-        return _state_of(self._state)
-
-    @state.setter
-    def state(self, state: CameraState) -> None:
-        self._state = _STATES.index(state)
 
     def accept(self, row: NewRow, after_step: Callable[[str], None] = lambda _: None) -> int | None:
         """Accepts a frame or trigger.
@@ -230,19 +235,10 @@ class CameraView(_Record):
 class Told(_Record):
     """What events have said of one camera: a publisher that replaces another one goes on from there."""
 
-    _state = _Word(0)
+    state = _StateWord(0)
     frames_skipped = _Word(1)
     frames_damaged = _Word(2)
     capture_generation = _Word(3)
-
-    @property
-    def state(self) -> CameraState:
-        """The state that was told last."""
-        return _state_of(self._state)
-
-    @state.setter
-    def state(self, state: CameraState) -> None:
-        self._state = _STATES.index(state)
 
 
 class Table:
@@ -423,10 +419,6 @@ def _told_places(words: Words, cameras: int) -> list[Words]:
     """They stand at the end, behind all places that another version may have, too."""
     first = len(words) - cameras * TOLD_WORDS
     return [words[first + index * TOLD_WORDS : first + (index + 1) * TOLD_WORDS] for index in range(cameras)]
-
-
-def _state_of(code: int) -> CameraState:
-    return _STATES[code] if 0 <= code < len(_STATES) else CameraState.LOST
 
 
 def _put_name(words: Words, place: slice, name: str) -> None:
