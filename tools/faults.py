@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -77,9 +78,11 @@ SHARING = (
     *("kill-worker", "stop", "nan", "kill-supervisor"),
     *("kill-publisher", "steps", "crawl", "memory", "stopped-subscriber", "visits", "fuzz", "soak"),
     *("full-disk", "read-only", "fsync"),
-    *("triple", "damaged", "frozen", "standing", "hung-reads", "small-shm", "read-only-start"),
+    *("triple", "damaged"),
 )
 """The rows in the order in which they are run: those that share a daemon follow each other (see `Stock`)."""
+IDLE = (("hung-reads", "small-shm"), ("frozen", "standing", "read-only-start"))
+"""Rows that mostly wait and leave the cores to others: these two groups are run side by side."""
 SHORT_TIMES = 3
 LONG_TIMES_AN_HOUR = 20
 
@@ -133,14 +136,24 @@ def _rows(text: str) -> list[str]:
 
 
 def run_all(names: Sequence[str], workshop: Workshop, arguments: argparse.Namespace) -> list[Trial]:
-    """Rows that can share a daemon one after the other; told in the order of the table."""
+    """Rows that load the machine one after the other, then the others; told in the order of the table."""
+    trials = run_in_turn([name for name in SHARING if name in names], workshop, arguments)
+    with ThreadPoolExecutor(len(IDLE)) as pool:
+        chosen = [[name for name in group if name in names] for group in IDLE]
+        for found in pool.map(lambda group: run_in_turn(group, workshop, arguments), chosen):
+            trials |= found
+    return [trials[name] for name in ROWS if name in trials]
+
+
+def run_in_turn(names: Sequence[str], workshop: Workshop, arguments: argparse.Namespace) -> dict[str, Trial]:
+    """Rows one after the other, of which those that can share a daemon."""
     stock = Stock()
     try:
-        trials = {name: run(name, workshop, stock, arguments) for name in SHARING if name in names}
+        trials = {name: run(name, workshop, stock, arguments) for name in names}
         stock.close()
     finally:
         stock.drop()
-    return [trials[name] for name in ROWS if name in trials]
+    return trials
 
 
 def run(name: str, workshop: Workshop, stock: Stock, arguments: argparse.Namespace) -> Trial:

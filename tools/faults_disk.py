@@ -208,7 +208,8 @@ def _own_disk(trial: Trial) -> _Disk:
     """A small disk for the state of a daemon, where one can be had."""
     place = trial.workshop.folder / f"disk-{os.getpid()}"
     place.mkdir(exist_ok=True)
-    mount = _mounted(f"mount -t tmpfs -o size={STATE_MB}m tmpfs {place}")
+    copied = f"cp -r {trial.workshop.embeddings} {place}/cache"
+    mount = _mounted(f"mount -t tmpfs -o size={STATE_MB}m tmpfs {place} && {copied}")
     return _Disk(prefix=mount, state=place) if _has_namespace() else _Disk(prefix=[], state=None)
 
 

@@ -89,6 +89,8 @@ class Stock:
             level="debug",
             state=setup.state,
         )
+        if setup.state is None:
+            shutil.copytree(trial.workshop.embeddings, daemon.state / "cache")
         line = Line(trial, daemon, Witness(daemon.verdicts, daemon.control), objection)
         daemon.start()
         return line

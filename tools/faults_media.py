@@ -15,7 +15,7 @@ from faults_witness import Seen
 from faults_workshop import DEADLINE_MS, playing
 
 FPS = 25
-FRAMES = 36
+FRAMES = 28
 CLIPS_A_DAEMON = 3
 VISIBLE_LEVELS, VISIBLE_SHARE = 24, 0.002
 """A picture is visibly damaged where so large a share of its pixels is so many grey levels off."""
@@ -147,14 +147,14 @@ def _cut(trial: Trial, stem: Path, pictures: list[Pixels]) -> Path:
 
 def _resized(trial: Trial, stem: Path, pictures: list[Pixels]) -> Path:
     """A stream whose pictures are larger from some moment on."""
-    where = trial.rng.randrange(8, 28)
+    where = trial.rng.randrange(8, 20)
     larger = [np.ascontiguousarray(np.pad(picture, ((0, 32), (0, 32), (0, 0)))) for picture in pictures]
     return _joined(stem, pictures, larger, where)
 
 
 def _reformed(trial: Trial, stem: Path, pictures: list[Pixels]) -> Path:
     """A stream whose codec or pixel format changes from some moment on."""
-    where = trial.rng.randrange(8, 28)
+    where = trial.rng.randrange(8, 20)
     change = trial.rng.choice([{"codec": "mpeg2video"}, {"pix_fmt": "yuv422p"}, {"pix_fmt": "yuv444p"}])
     return _joined(stem, pictures, pictures, where, **change)
 

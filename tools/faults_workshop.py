@@ -58,6 +58,11 @@ class Workshop:
     fps: float
 
     @property
+    def embeddings(self) -> Path:
+        """What the first daemon kept of the prompts: the others start with it, as any second start does."""
+        return self.folder / "baseline" / "state" / "cache"
+
+    @property
     def truth(self) -> LoopTruth:
         return LoopTruth(kinds=self.kinds, scores=self.scores, excused=self.excused)
 
