@@ -43,7 +43,7 @@ def test_every_variant_is_measured(plan: ModelPlan, tmp_path: Path):
     found = bench_model(plan)
     names = {timing.name.split(",")[0] for timing in found.timings}
     assert names == {"all windows", "region", "reuse", "image only", "localise on fail"}
-    assert len(found.timings) == 2 * (len(plan.batches) + 4)
+    assert len(found.timings) == 2 * (3 * len(plan.batches) + 2)
     assert all(one.against_full == 1 for one in found.timings if (one.name, one.batch) == ("all windows", 1))
     assert all(0 < timing.p50_ms <= timing.p99_ms and timing.share > 0 for timing in found.timings)
     (drift,) = found.drifts
@@ -54,7 +54,9 @@ def test_every_variant_is_measured(plan: ModelPlan, tmp_path: Path):
     assert found.text_warm_s < found.text_cold_s
     assert [bank.references for bank in found.banks] == [1, 4, 32, 128]
     write_json(model_findings(found), tmp_path / "bench.json")
-    assert json.loads((tmp_path / "bench.json").read_text())["timings"][0]["frames_per_s"] > 0
+    first, second, *_ = json.loads((tmp_path / "bench.json").read_text())["timings"]
+    assert first["frames_per_s"] > 0
+    assert second["latency_ms"] == [second["p50_ms"] * 2, second["p99_ms"] * 2]
     out = StringIO()
     show_model(found, Console(file=out, width=200))
     assert "localise on fail" in out.getvalue()

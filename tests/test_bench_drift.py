@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from tests_detect import some_crops, write_model
 from typer.testing import CliRunner
@@ -57,6 +58,23 @@ def test_decision_that_flips_is_named(tmp_path: Path):
     assert found["flipped"] == ["2.png"]
     assert found["score_max"] >= abs(exact - moved) > 0 < found["within_reach"]
     assert "2.png" in done.output
+
+
+@pytest.mark.parametrize(("tolerance", "moves"), [(0, False), (12, True)])
+def test_error_of_reuse_is_measured(tmp_path: Path, tolerance: int, moves: bool):
+    """On frames that change by less than the tolerance maps move; without one they do not."""
+    (tmp_path / "frames").mkdir()
+    (crop,), random = some_crops(1), np.random.default_rng(0)
+    for at in range(4):
+        noisy = np.clip(crop + random.integers(-6, 7, crop.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "frames" / f"{at}.png"), noisy)
+    reuse = f"[detector]\nreuse = true\nreuse_tolerance_levels = {tolerance}"
+    path = recipe_file(tmp_path, f"{HALF}\n{reuse}")
+    done = run(tmp_path / "frames", "--recipe", path, "--precision", "fp32", "--json", tmp_path / "drift.json")
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads((tmp_path / "drift.json").read_text())["drifts"]
+    assert (found["precision"], found["frames"]) == (f"fp32 with reuse, tolerance {tolerance}", 4)
+    assert (found["map_max"] > 1e-5) is moves
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class ModelPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """One variant: quantiles over the rounds, of the time of one frame."""
+    """One variant: quantiles over the rounds, of the time of one frame of a batch."""
 
     name: str
     precision: str
@@ -49,6 +49,11 @@ class Timing:
     def frames_per_s(self) -> float:
         """How many frames a second the median is."""
         return 1e3 / self.p50_ms
+
+    @property
+    def latency_ms(self) -> tuple[float, float]:
+        """How long a whole batch takes, p50 and p99: so long its first frame waits for its score."""
+        return self.p50_ms * self.batch, self.p99_ms * self.batch
 
     @property
     def share(self) -> float:

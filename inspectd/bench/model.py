@@ -162,7 +162,7 @@ def _banks(detector: Detector, crop: PixelsU8, counts: Sequence[int]) -> tuple[B
     found = []
     for count in counts:
         megabytes = measure.random_references(detector, count)
-        found.append(Bank(references=count, megabytes=megabytes, frame_ms=_once_ms(lambda: detector.score([crop]))))
+        found.append(Bank(references=count, megabytes=megabytes, frame_ms=_best_ms(lambda: detector.score([crop]))))
     detector.enroll([])
     return tuple(found)
 

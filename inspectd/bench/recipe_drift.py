@@ -1,4 +1,4 @@
-"""`bench drift`: a recipe on the user's own frames, in fp32 and in other precisions: what moves, and what flips."""
+"""`bench drift`: a recipe on the user's own frames, in fp32 against other precisions and reuse: what moves or flips."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from inspectd.bench.drift import drift_of
 from inspectd.bench.findings import Drift
@@ -14,7 +15,7 @@ from inspectd.detect.build import build_detector, choose_device, choose_precisio
 from inspectd.detect.gemm import Precision
 from inspectd.errors import ConfigError
 from inspectd.evaluation.recordings import parts_of
-from inspectd.inspection import Inspector
+from inspectd.inspection import Inspector, Moment
 from inspectd.recipe import Recipe
 from inspectd.records import Inspection, PixelsU8
 from inspectd.sources.folders import image_paths
@@ -28,7 +29,7 @@ class DriftPlan:
     paths: tuple[Path, ...]
     weights_dir: Path
     precisions: tuple[str, ...] = ()
-    """Against fp32; none: all that the device has."""
+    """Against fp32; none: all that the device has. With reuse in the recipe it is compared too, with its tolerance."""
     device: str = "auto"
     threads: int | None = None
 
@@ -43,9 +44,21 @@ class RecipeDrift:
     drifts: tuple[Drift, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """One way to inspect frames; with reuse, each as the one that follows the last."""
+
+    name: str
+    inspector: Inspector
+    reuses: bool = False
+
+    def inspect(self, pixels_bgr: PixelsU8, moment: Moment) -> Inspection:
+        return self.inspector.inspect_crops([self.inspector.crop(pixels_bgr, moment if self.reuses else None)])[0]
+
+
 @dataclass(slots=True)
 class _Movement:
-    """One precision beside fp32, frame by frame."""
+    """One way beside fp32 without reuse, frame by frame."""
 
     names: list[str] = field(default_factory=list)
     exact: list[float] = field(default_factory=list)
@@ -64,39 +77,49 @@ class _Movement:
 
 
 def bench_drift(plan: DriftPlan, progress: Callable[[str], None] = lambda _: None) -> RecipeDrift:
-    """Inspects every frame in fp32 and in each precision, as the daemon would by itself.
+    """Inspects every frame in fp32 and in each precision, as the daemon would by itself, and with reuse in fp32.
 
     Raises:
         ConfigError: a precision that the device has not, a recipe without thresholds, no frame to judge.
         SourceError: frames that cannot be read or are not of the recipe's size.
     """
     device = choose_device(plan.device)
-    wanted = plan.precisions or precisions_of(device)
-    chosen = dict.fromkeys(choose_precision(name, device) for name in wanted)
-    others: list[Precision] = [one for one in chosen if one is not Precision.FP32]
-    if not others:
-        raise ConfigError(f"precision {', '.join(wanted)}: it is fp32 that others are compared with; name another")
-    inspectors: dict[Precision, Inspector] = {}
-    for precision in (Precision.FP32, *others):
-        progress(f"building the model in {precision}")
-        inspectors[precision] = _inspector(plan, precision)
-    exactly = inspectors.pop(Precision.FP32)
-    movements = {precision: _Movement() for precision in others}
+    exactly, *ways = _ways(plan, device, progress)
+    movements = {way.name: _Movement() for way in ways}
     unscored = 0
-    for name, pixels_bgr in _frames(plan.paths, plan.recipe):
+    for name, pixels_bgr, moment in _frames(plan.paths, plan.recipe):
         progress(name)
-        exact = exactly.inspect([pixels_bgr])[0]
+        exact = exactly.inspect(pixels_bgr, moment)
         if exact.score is None:
             unscored += 1
             continue
-        for precision, inspector in inspectors.items():
-            movements[precision].add(name, exact.score, exact, inspector.inspect([pixels_bgr])[0])
+        for way in ways:
+            movements[way.name].add(name, exact.score, exact, way.inspect(pixels_bgr, moment))
     if not all(movement.names for movement in movements.values()):
         raise ConfigError(
             f"{plan.paths[0]}: none of the {unscored} frames has a score in fp32; `inspectd replay` says why"
         )
-    drifts = tuple(_drift(precision, movement, plan.recipe.threshold) for precision, movement in movements.items())
+    drifts = tuple(_drift(name, movement, plan.recipe.threshold) for name, movement in movements.items())
     return RecipeDrift(recipe=plan.recipe.name, device=str(device), unscored=unscored, drifts=drifts)
+
+
+def _ways(plan: DriftPlan, device: torch.device, progress: Callable[[str], None]) -> list[_Way]:
+    """fp32, then what is compared with it."""
+    detector = plan.recipe.detector
+    possible = [one for one in precisions_of(device) if not (detector.reuse and one is Precision.INT8)]
+    wanted = plan.precisions or possible
+    chosen = dict.fromkeys(choose_precision(name, device) for name in wanted)
+    others = [one for one in chosen if one is not Precision.FP32]
+    if not others and not detector.reuse:
+        raise ConfigError(f"precision {', '.join(wanted)}: it is fp32 that others are compared with; name another")
+    ways = []
+    for precision in (Precision.FP32, *others):
+        progress(f"building the model in {precision}")
+        ways.append(_Way(name=precision, inspector=_inspector(plan, precision)))
+    if detector.reuse:
+        name = f"fp32 with reuse, tolerance {detector.reuse_tolerance_levels}"
+        ways.append(_Way(name=name, inspector=_inspector(plan, Precision.FP32), reuses=True))
+    return ways
 
 
 def _inspector(plan: DriftPlan, precision: Precision) -> Inspector:
@@ -106,9 +129,9 @@ def _inspector(plan: DriftPlan, precision: Precision) -> Inspector:
     return Inspector(plan.recipe, detector, keep_maps=True)
 
 
-def _drift(precision: Precision, movement: _Movement, threshold: float) -> Drift:
+def _drift(name: str, movement: _Movement, threshold: float) -> Drift:
     return drift_of(
-        precision,
+        name,
         np.array(movement.exact),
         np.array(movement.moved),
         map_max=movement.map_max,
@@ -117,9 +140,11 @@ def _drift(precision: Precision, movement: _Movement, threshold: float) -> Drift
     )
 
 
-def _frames(paths: Sequence[Path], recipe: Recipe) -> Iterator[tuple[str, PixelsU8]]:
+def _frames(paths: Sequence[Path], recipe: Recipe) -> Iterator[tuple[str, PixelsU8, Moment]]:
+    """The name of each frame, its pixels, and its place in its recording."""
     for path in paths:
         names = [each.name for each in image_paths(path)] if path.is_dir() else []
         for frames in parts_of(path, recipe):
             for frame in frames:
-                yield names[frame.index] if names else f"{path.name}[{frame.index}]", frame.pixels_bgr
+                name = names[frame.index] if names else f"{path.name}[{frame.index}]"
+                yield name, frame.pixels_bgr, Moment(camera=str(path), generation=0, seq=frame.index)

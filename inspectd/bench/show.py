@@ -77,8 +77,12 @@ def _listed(parts: Iterable[str]) -> str:
 
 def model_findings(found: ModelBench) -> dict[str, object]:
     """The findings as a dict for JSON, rates and shares included."""
-    timings = [asdict(one) | {"frames_per_s": one.frames_per_s, "share": one.share} for one in found.timings]
+    timings = [asdict(one) | _derived(one) for one in found.timings]
     return asdict(found) | {"timings": timings}
+
+
+def _derived(one: Timing) -> dict[str, object]:
+    return {"frames_per_s": one.frames_per_s, "latency_ms": one.latency_ms, "share": one.share}
 
 
 def show_model(found: ModelBench, console: Console) -> None:
@@ -128,7 +132,18 @@ def _show_drift(drift: Drift, console: Console, model: str) -> None:
 
 
 def _timing_table(timings: Sequence[Timing]) -> Table:
-    table = Table("variant", "precision", "batch", "p50 ms", "p99 ms", "frames/s", "GFLOP", "GFLOP/s", "of limit", "x")
+    table = Table(
+        "variant",
+        "precision",
+        "batch",
+        "ms a frame",
+        "latency p50 / p99 ms",
+        "frames/s",
+        "GFLOP",
+        "GFLOP/s",
+        "of limit",
+        "x",
+    )
     for column in table.columns[2:]:
         column.justify = "right"
     for one in timings:
@@ -137,7 +152,7 @@ def _timing_table(timings: Sequence[Timing]) -> Table:
             one.precision,
             str(one.batch),
             f"{one.p50_ms:.1f}",
-            f"{one.p99_ms:.1f}",
+            " / ".join(f"{spent:.1f}" for spent in one.latency_ms),
             f"{one.frames_per_s:.2f}",
             f"{one.gflop:.1f}",
             f"{one.rate_gflops:.0f}",

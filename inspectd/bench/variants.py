@@ -36,14 +36,13 @@ class Variant:
 
 
 def variants_of(detector: Detector, crops: Sequence[PixelsU8], batches: Sequence[int]) -> list[Variant]:
-    """Zero-shot at every batch size, then what costs less: a region, reuse, the image alone, `localise_on_fail`."""
+    """Zero-shot, a region and the image alone at every batch size, then reuse and `localise_on_fail`."""
     precision, whole = str(detector.tower.precision), measure.gflop(detector)
     image = measure.gflop(detector, windows=False)
     many = many_of(crops, _LOCALISED_OF)
     localising, image_only = detector.in_mode(Mode.LOCALISE_ON_FAIL), detector.in_mode(Mode.IMAGE_ONLY)
     for count in (1, _LOCALISED_OF - 1):
         localising.rehearse(many[:count])
-    image_only.rehearse(crops[:1])
 
     def variant(name: str, frames: int, gflop: float, run: Callable[[], object]) -> Variant:
         return Variant(name=name, precision=precision, frames=frames, gflop=gflop, run=run)
@@ -53,18 +52,24 @@ def variants_of(detector: Detector, crops: Sequence[PixelsU8], batches: Sequence
         detector.rehearse(given)
         return variant(FULL, batch, whole, lambda: detector.score(given))
 
-    found = [full(batch) for batch in batches]
     region, share = measure.region_of_share(detector, _REGION_SHARE)
-    cost = measure.gflop(detector, measure.window_counts(detector, region))
-    detector.rehearse(crops[:1], regions=[region])
-    found.append(
-        variant(f"region, {share:.0%} of windows", 1, cost, lambda: detector.score(crops[:1], regions=[region]))
-    )
+
+    def part(batch: int) -> Variant:
+        given, regions = many_of(crops, batch), [region] * batch
+        detector.rehearse(given, regions=regions)
+        cost = measure.gflop(detector, measure.window_counts(detector, region))
+        return variant(f"region, {share:.0%} of windows", batch, cost, lambda: detector.score(given, regions=regions))
+
+    def whole_image(batch: int) -> Variant:
+        given = many_of(crops, batch)
+        image_only.rehearse(given)
+        return variant("image only", batch, image, lambda: image_only.score(given))
+
+    found = [make(batch) for make in (full, part, whole_image) for batch in batches]
     if detector.tower.precision is not Precision.INT8:  # where a row's numbers depend on the rows beside it
         changing = measure.Changing(detector, _CHANGED_SHARE)
         cost = measure.gflop(detector, changing.counts)
         found.append(variant(f"reuse, {changing.changed:.0%} changed", 1, cost, changing.score))
-    found.append(variant("image only", 1, image, lambda: image_only.score(crops[:1])))
     cost = image + whole / _LOCALISED_OF
     found.append(variant("localise on fail, 2 %", _LOCALISED_OF, cost, lambda: _localise_one(localising, many)))
     return found
