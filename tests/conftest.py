@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import Daemon
+from daemons import EMBEDDINGS, Daemon
 from rtsp_servers import RtspServer
 
 collect_ignore = ["gst_camera.py", "shims"]  # imported by other programs: the system's Python, the daemons
@@ -25,7 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """A run in the background of a script ignores SIGINT, and so would every program that the tests send Ctrl-C to."""
+    """A run in the background of a script ignores SIGINT, and so would every program that the tests send Ctrl-C to.
+
+    Daemons share the embeddings of their prompts, as the second start of any daemon has them.
+    """
+    if EMBEDDINGS not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="inspectd-test-embeddings-")
+        atexit.register(folder.cleanup)
+        os.environ[EMBEDDINGS] = folder.name
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -23,6 +23,8 @@ import zmq
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 DEMO = ROOT / "inspectd" / "demo"
+EMBEDDINGS = "INSPECTD_TEST_EMBEDDINGS"
+"""Names the folder in which the suite's daemons keep the embeddings of prompts, one for all."""
 PATIENCE_S = 120.0
 """How long a slow, busy machine may take for what a person expects within seconds."""
 
@@ -108,6 +110,10 @@ class Daemon:
 
     def start(self, *more: str) -> None:
         """Starts the daemon; does not wait until it is ready."""
+        state, embeddings = self.folder / "state", os.environ.get(EMBEDDINGS)
+        if embeddings and not state.exists():
+            state.mkdir()
+            (state / "cache").symlink_to(embeddings)
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [*self.wrapper, sys.executable, "-m", "inspectd", "run", "--config", str(self.config), *more],
