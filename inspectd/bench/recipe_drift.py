@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from inspectd.bench.drift import drift_of
 from inspectd.bench.findings import Drift
@@ -84,7 +83,8 @@ def bench_drift(plan: DriftPlan, progress: Callable[[str], None] = lambda _: Non
         SourceError: frames that cannot be read or are not of the recipe's size.
     """
     device = choose_device(plan.device)
-    exactly, *ways = _ways(plan, device, progress)
+    precisions = [choose_precision(name, device) for name in plan.precisions or _possible(plan, precisions_of(device))]
+    exactly, *ways = _ways(plan, precisions, progress)
     movements = {way.name: _Movement() for way in ways}
     unscored = 0
     for name, pixels_bgr, moment in _frames(plan.paths, plan.recipe):
@@ -103,15 +103,17 @@ def bench_drift(plan: DriftPlan, progress: Callable[[str], None] = lambda _: Non
     return RecipeDrift(recipe=plan.recipe.name, device=str(device), unscored=unscored, drifts=drifts)
 
 
-def _ways(plan: DriftPlan, device: torch.device, progress: Callable[[str], None]) -> list[_Way]:
+def _possible(plan: DriftPlan, precisions: Iterable[Precision]) -> list[Precision]:
+    """What the recipe allows of a device's precisions."""
+    return [one for one in precisions if not (plan.recipe.detector.reuse and one is Precision.INT8)]
+
+
+def _ways(plan: DriftPlan, precisions: Iterable[Precision], progress: Callable[[str], None]) -> list[_Way]:
     """fp32, then what is compared with it."""
     detector = plan.recipe.detector
-    possible = [one for one in precisions_of(device) if not (detector.reuse and one is Precision.INT8)]
-    wanted = plan.precisions or possible
-    chosen = dict.fromkeys(choose_precision(name, device) for name in wanted)
-    others = [one for one in chosen if one is not Precision.FP32]
+    others = [one for one in dict.fromkeys(precisions) if one is not Precision.FP32]
     if not others and not detector.reuse:
-        raise ConfigError(f"precision {', '.join(wanted)}: it is fp32 that others are compared with; name another")
+        raise ConfigError(f"precision {Precision.FP32}: it is what others are compared with; name another")
     ways = []
     for precision in (Precision.FP32, *others):
         progress(f"building the model in {precision}")
