@@ -8,10 +8,12 @@ import traceback
 from types import FrameType
 
 from inspectd.errors import CalibrationError, ConfigError, EndpointHeld, ExitCode, InspectdError
+from inspectd.stderr import guard_stderr
 
 
 def main() -> None:
     """Runs the command line; never returns and never shows a traceback."""
+    guard_stderr()
     pressed: list[int] = []
 
     def press(signum: int, frame: FrameType | None) -> None:

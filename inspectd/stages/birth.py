@@ -13,11 +13,14 @@ import threading
 from importlib import import_module
 from typing import Any
 
+from inspectd.stderr import guard_stderr
+
 LOADING_NICENESS = 10
 
 
 def born(packed: bytes, module: str, *, nicely: bool) -> None:
     """Does what a pickled `(function, *arguments)` says, once it and a module are loaded."""
+    guard_stderr()
     if nicely:
         loader = threading.Thread(target=_load, args=(packed, module), name="loader")
         loader.start()
