@@ -169,7 +169,7 @@ class JournalSettings(Strict):
 
     strict_audit: bool = False
     """Verdicts that cannot be journaled become `error/internal` instead of going out with `journaled: false`."""
-    keep_days: float = Field(default=90.0, gt=0)
+    keep_days: float = Field(default=90.0, gt=0, le=36_500)
     """Older verdicts are pruned."""
     spill_mb: float = Field(default=16.0, ge=1, le=1024)
     """Shared memory for what goes out before it is journaled, so that not even the publisher's death takes it away."""

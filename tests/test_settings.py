@@ -84,6 +84,18 @@ def test_an_unknown_key_of_the_environment_is_told_the_same(tmp_path: Path, monk
     assert said.startswith("worker.thread: unknown key; did you mean threads? allowed: device, precision, max_batch, ")
 
 
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("[journal]\nkeep_days = 200000", "journal.keep_days: Input should be less than or equal to 36500 (got 200000)"),
+        ("[journal]\nkeep_days = inf", "journal.keep_days: Input should be a finite number (got inf)"),
+    ],
+)
+def test_a_value_that_nothing_can_work_with_is_refused(tmp_path: Path, written: str, says: str) -> None:
+    """Here, and not where it is used for the first time, an hour later."""
+    assert mistake(tmp_path / "inspectd.toml", f"{written}\n{CAMERA.format(name='cam1')}") == says
+
+
 def test_every_table_tells_its_keys(tmp_path: Path) -> None:
     """Whatever table is added to the settings."""
     for name, field in Settings.model_fields.items():

@@ -290,8 +290,8 @@ class JournalWriter:
         """Does something with the journal. A failure makes it sick and says when to try again."""
         try:
             work()
-        except JournalError as error:
-            self._fail(str(error))
+        except Exception as error:  # noqa: BLE001 - a thread that died of a defect would journal nothing for ever
+            self._fail(error)
             return False
         with self.changed:
             if self.error is not None:
@@ -301,10 +301,13 @@ class JournalWriter:
             self._backoff_s = FIRST_RETRY_S
         return True
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, error: Exception) -> None:
+        foreseen = isinstance(error, JournalError)
+        message = str(error) if foreseen else f"unexpected {type(error).__name__}: {error}"
         with self.changed:
             if self.error is None:
-                get_logger().error("journal_failed", error=message, backlog=self._count + self._writing)
+                backlog = self._count + self._writing
+                get_logger().error("journal_failed", error=message, backlog=backlog, exc_info=not foreseen)
             self.error = message
             self._sick_until_s = math.inf
             self._retry_s = time.monotonic() + self._backoff_s

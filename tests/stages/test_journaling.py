@@ -361,6 +361,21 @@ def test_old_verdicts_are_pruned_while_nothing_else_is_to_do(
     assert [each.seq for each in read(path)] == [7, 8]
 
 
+def test_an_error_that_nobody_foresaw_is_a_failure_and_not_the_end(
+    make: Callable[..., JournalWriter], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time that SQLite cannot count raises where old verdicts are pruned: told, tried again, and verdicts go on."""
+    monkeypatch.setattr(journaling, "FIRST_PRUNE_S", 0.0)
+    monkeypatch.setattr(journaling, "FIRST_RETRY_S", 1.0)
+    writer = make(keep_days=200_000)
+    until(lambda: writer.error is not None)
+    assert writer.error.startswith("unexpected OverflowError: ")
+    assert not writer.healthy
+    until(lambda: writer.error is None and writer.healthy)
+    assert writer.submit([entry(1)]).wait(PATIENCE_S)
+    assert [each.seq for each in read(path)] == [1]
+
+
 def test_a_clock_that_is_set_deletes_nothing(
     make: Callable[..., JournalWriter], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
