@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from inspectd.errors import ConfigError
 from inspectd.records import FailOn, RecipeInfo, VoteRule
@@ -23,7 +23,17 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"\S")]
 DefectName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9 _-]{0,31}$")]
-Prompt = Annotated[str, Field(min_length=2, max_length=200, pattern=r"\{\}")]
+
+
+def _fillable(prompt: str) -> str:
+    try:
+        prompt.format("part")
+    except (LookupError, ValueError):
+        raise ValueError("expected {} once, where the object's name goes, and no other braces") from None
+    return prompt
+
+
+Prompt = Annotated[str, Field(min_length=2, max_length=200, pattern=r"\{\}"), AfterValidator(_fillable)]
 
 
 class Prompts(Strict):
@@ -90,8 +100,8 @@ class Detector(Strict):
     @field_validator("scales")
     @classmethod
     def _scales(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) != len(value) or not all(1 <= scale <= 15 for scale in value):
-            raise ValueError("expected different whole numbers from 1 to 15")
+        if not value or len(set(value)) != len(value) or not all(1 <= scale <= 15 for scale in value):
+            raise ValueError("expected different whole numbers from 1 to 15, at least one")
         return value
 
     @property
@@ -256,6 +266,11 @@ class RecipeFile(Strict):
             raise ValueError('vote.rule = "mean" is of scores; decision.fail_on must be "score"')
         if self.detector.kind == "clip-ac" and self.decision.fail_on is not FailOn.SCORE:
             raise ValueError('detector.kind = "clip-ac" gives no regions; decision.fail_on must be "score"')
+        if self.detector.kind == "clip-ac" and self.detector.mode == "localise_on_fail":
+            raise ValueError(
+                'detector.mode: "localise_on_fail" has nothing to localise with, kind = "clip-ac" gives no map; '
+                'use "full"'
+            )
         if self.prompts.defects and (self.detector.kind != "winclip" or self.detector.mode == "image_only"):
             raise ValueError("prompts.defects names regions, and this detector gives none")
         return self

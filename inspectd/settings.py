@@ -78,7 +78,7 @@ class TriggerSettings(Strict):
     kind: Literal["continuous", "presence", "external"] = "continuous"
     every_nth: int = Field(default=1, ge=1)
     """`continuous`: every n-th frame."""
-    max_fps: float | None = Field(default=None, gt=0)
+    max_fps: float | None = Field(default=None, ge=1e-6)
     """`continuous`: at most so many inspections a second."""
     when_full: Literal["skip", "answer"] = "skip"
     """A frame that finds the ring full is skipped before acceptance, or accepted and answered `error/overload`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from inspectd.errors import ConfigError
 
@@ -16,7 +17,41 @@ from inspectd.errors import ConfigError
 class Strict(BaseModel):
     """A table of the file: unknown keys are errors, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth(cls, table: Any) -> Any:
+        """Refuses true and false where numbers are meant: pydantic takes them for 1 and 0."""
+        for key, value in table.items() if isinstance(table, dict) else ():
+            truths = [str(each).lower() for each in _flat(value) if isinstance(each, bool)]
+            if truths and key in cls.model_fields and _is_number(cls.model_fields[key].annotation):
+                error = PydanticCustomError("value_error", f"expected a number, not {truths[0]}")
+                raise ValidationError.from_exception_data(
+                    cls.__name__, [{"type": error, "loc": (key,), "input": value}]
+                )
+        return table
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """What stands in a list or table, or in those in it; otherwise the value itself."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _flat(each)
+    else:
+        yield value
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a value is meant to be a number, or to hold some, and not to be true or false."""
+    kinds = list(_kinds(annotation))
+    return (int in kinds or float in kinds) and bool not in kinds
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for each in get_args(annotation):
+        yield from _kinds(each)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -131,6 +131,16 @@ CONFIG_MISTAKES = [
     pytest.param(edit("recipes/part.toml", "^threshold.*", "threshold = 1.5"), "decision.threshold", id="out-of-range"),
     pytest.param(edit("recipes/part.toml", "^threshold.*", "threshold = nan"), "decision.threshold", id="not-a-number"),
     pytest.param(edit("recipes/part.toml", "^deadline_ms", "deadline"), "deadline: unknown key", id="recipe-key"),
+    pytest.param(
+        edit("recipes/part.toml", r"\[decision\]", "[filters]\nmin_area_px = 10000\n[decision]\nfail_on = 'regions'"),
+        "filters.min_area_px: 10000, but only 6144 px are inspected",
+        id="no-region-is-large-enough",
+    ),
+    pytest.param(
+        edit("recipes/part.toml", r"\[decision\]", "[detector]\nmode = 'image_only'\n[decision]\nfail_on = 'either'"),
+        'detector.mode = "image_only" needs',
+        id="regions-without-maps",
+    ),
     pytest.param(lambda folder: (folder / "inspectd.toml").unlink(), "inspectd.toml: No such file", id="no-config"),
 ]
 

@@ -87,13 +87,65 @@ def test_an_unknown_key_of_the_environment_is_told_the_same(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ("[journal]\nkeep_days = 200000", "journal.keep_days: Input should be less than or equal to 36500 (got 200000)"),
+        (
+            "[journal]\nkeep_days = 200000",
+            "journal.keep_days: Input should be less than or equal to 36500 (got 200000)",
+        ),
+        ("[publisher]\npreview_fps = true", "publisher.preview_fps: expected a number, not true"),
+        (
+            '[stations.gate]\nmatch = "time"\ncameras = ["a", "b"]\nwindow_ms = 1\noffsets_ms = { a = true }',
+            "stations.gate.offsets_ms: expected a number, not true",
+        ),
+        ("[worker]\nmax_batch = true", "worker.max_batch: expected a number, not true"),
         ("[journal]\nkeep_days = inf", "journal.keep_days: Input should be a finite number (got inf)"),
     ],
 )
 def test_a_value_that_nothing_can_work_with_is_refused(tmp_path: Path, written: str, says: str) -> None:
     """Here, and not where it is used for the first time, an hour later."""
     assert mistake(tmp_path / "inspectd.toml", f"{written}\n{CAMERA.format(name='cam1')}") == says
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("[decision]\nthreshold = true", "decision.threshold: expected a number, not true"),
+        ("[decision]\npixel_threshold = nan", "decision.pixel_threshold: Input should be a finite number (got nan)"),
+        ("[detector]\nscales = [true, 2]", "detector.scales: expected a number, not true"),
+        ("[prompts]\nnormal = [true]", "prompts.normal.0: Input should be a valid string (got True)"),
+        ("[detector]\nscales = []", "detector.scales: expected different whole numbers from 1 to 15, at least one"),
+        (
+            "[region]\npolygon_px = [[0, 0], [inf, 0], [inf, 99]]",
+            "region.polygon_px.1.0: Input should be a finite number (got inf) (1 of 2 mistakes)",
+        ),
+        (
+            '[detector]\nkind = "clip-ac"\nmode = "localise_on_fail"',
+            'detector.mode: "localise_on_fail" has nothing to localise with, kind = "clip-ac" gives no map; use "full"',
+        ),
+    ],
+)
+def test_a_recipe_that_nothing_can_work_with_is_refused(tmp_path: Path, written: str, says: str) -> None:
+    """Before it is loaded into a model, or a part is judged by it."""
+    assert mistake(tmp_path / "part.toml", f'object = "part"\n{written}') == says
+
+
+@pytest.mark.parametrize("prompt", ["{} {a}", "{} {", "{} {}", "{:{}}", "{!r} {}", "{} {0}"])
+@pytest.mark.parametrize("table", ["normal", "anomalous", "templates", "defects.scratch"])
+def test_a_prompt_has_one_place_for_the_name(tmp_path: Path, table: str, prompt: str) -> None:
+    """Whatever else stands in braces is told with its prompt."""
+    other = 'defects.dent = ["{} with a dent"]' if "defects" in table else ""
+    said = mistake(tmp_path / "part.toml", f'object = "part"\n[prompts]\n{other}\n{table} = ["{prompt}"]')
+    assert said == f"prompts.{table}.0: expected {{}} once, where the object's name goes, and no other braces"
+
+
+@pytest.mark.parametrize("mode", ["localise_on_fail", "image_only"])
+@pytest.mark.parametrize(
+    "written",
+    ['[references]\nfolder = "."', '[decision]\nfail_on = "regions"', '[decision]\nfail_on = "either"'],
+)
+def test_a_mode_without_all_maps_is_for_scores_of_zero_shot_recipes(tmp_path: Path, mode: str, written: str) -> None:
+    """References and regions need the map of every frame."""
+    said = mistake(tmp_path / "part.toml", f'object = "part"\n{written}\n[detector]\nmode = "{mode}"')
+    assert said.startswith(f'detector.mode = "{mode}" needs a zero-shot recipe with decision.fail_on = "score"')
 
 
 def test_every_table_tells_its_keys(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from inspectd.sources.open import probe
 from inspectd.sources.presence import presence_error
 from inspectd.transport.pipes import require_short_paths
 from inspectd.transport.sockets import SOCKET_PATH_BYTES
+from inspectd.viewport import frame_size_error
 
 MOST_GRABS = 6
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel has it
@@ -224,7 +225,8 @@ def _recipe(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> Itera
         loaded.append(load_recipe(path))
         for camera in (camera for camera in frames if _uses(settings, camera, name)):
             height, width = frames[camera].shape[:2]
-            error = presence_error(settings, camera, loaded[0], (width, height))
+            size = width, height
+            error = frame_size_error(loaded[0], size) or presence_error(settings, camera, loaded[0], size)
             if error is not None:
                 raise ConfigError(error)
         return _thresholds(loaded[0])
