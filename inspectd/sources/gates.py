@@ -28,16 +28,20 @@ class Frozen:
     Args:
         frozen_after_s: how long a picture may stand.
         tolerance_levels: no pixel of a frozen picture differs by more grey levels; 0: equal to the bit.
+        before: a frame that an earlier process was given: its picture may have stood since then, or too long already.
     """
 
-    def __init__(self, frozen_after_s: float, *, tolerance_levels: int = 0) -> None:
+    def __init__(self, frozen_after_s: float, *, tolerance_levels: int = 0, before: Frame | None = None) -> None:
         self._frozen_after_s = frozen_after_s
         self._tolerance_levels = tolerance_levels
         self._still: PixelsU8 | None = None
         self._since_ns = 0
+        if before is not None:
+            stood_ns = round(frozen_after_s * 1e9) if before.frozen else 0
+            self._still, self._since_ns = before.pixels_bgr, before.captured_ns - stood_ns
 
     def feed(self, frame: Frame) -> bool:
-        """Takes every frame of the source, in order; whether it has stood too long.
+        """Takes every sound frame of the source, in order; whether it has stood too long.
 
         Keeps the last new picture, so it must not be overwritten.
         """
@@ -98,25 +102,26 @@ class Gates:
 
     Args:
         slot_bytes: the largest frame that the ring takes.
-        inspected: the picture that was inspected last, before this process; None: not known.
-
-    Attributes:
-        is_frozen: whether the frame just fed belongs to a picture that stands still.
+        inspected: the frame that was inspected last, before this process; None: not known.
     """
 
-    def __init__(self, camera: Camera, *, slot_bytes: int, inspected: PixelsU8 | None = None) -> None:
+    def __init__(self, camera: Camera, *, slot_bytes: int, inspected: Frame | None = None) -> None:
         after_s = camera.source.frozen_after_s
         tolerance = camera.frozen_tolerance_levels
-        self._frozen = None if after_s is None else Frozen(after_s, tolerance_levels=tolerance)
+        self._frozen = None if after_s is None else Frozen(after_s, tolerance_levels=tolerance, before=inspected)
         self._part_by_part = TriggerKind(camera.trigger.kind) is not TriggerKind.CONTINUOUS
         self._slot_bytes = slot_bytes
-        self._inspected = inspected
+        self._inspected = None if inspected is None else inspected.pixels_bgr
         self._refused: tuple[Frame | None, Reason | None] = None, None
-        self.is_frozen = False
 
-    def feed(self, frame: Frame) -> None:
-        """Takes every frame of the source, inspected or not."""
-        self.is_frozen = self._frozen is not None and self._frozen.feed(frame)
+    def feed(self, frame: Frame) -> Frame:
+        """Takes every frame of the source, inspected or not; gives it with the word on its moment, for later.
+
+        A damaged picture says nothing: it neither stands still nor shows that the camera lives.
+        """
+        if self._frozen is None or frame.damage is not None or not self._frozen.feed(frame):
+            return frame
+        return replace(frame, frozen=True)
 
     def refuse(self, frame: Frame) -> Reason | None:
         """Why a frame is an error already; None for one worth a look.
@@ -130,7 +135,7 @@ class Gates:
     def _fault_of(self, frame: Frame) -> Reason | None:
         if frame.damage is not None or frame.pixels_bgr.nbytes > self._slot_bytes:
             return Reason.FRAME_CORRUPT
-        return Reason.FRAME_FROZEN if self.is_frozen or self._is_repeated(frame) else None
+        return Reason.FRAME_FROZEN if frame.frozen or self._is_repeated(frame) else None
 
     def _is_repeated(self, frame: Frame) -> bool:
         """Whether the picture is that of the last part, bit for bit: parts come one by one, so it must differ."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from inspectd.errors import LoginRefused, SourceError
 from inspectd.log import get_logger
-from inspectd.records import CameraState, Frame, PixelsU8, Reason, TriggerKind
+from inspectd.records import CameraState, Frame, Reason, TriggerKind
 from inspectd.sources.base import EndOfSource, FrameSource
 from inspectd.sources.decoding import keep_large_blocks
 from inspectd.sources.gates import Gates, UsualSize
@@ -70,6 +70,8 @@ class Capture:
         self._life.heart.limit(SILENT_LIMIT_NS)
         self._ring.reclaim(self._view.high_water)
         start_index = self._resume_index()
+        if not self._acceptance.simulated:  # what a camera showed while nobody looked may have been their frame
+            self._fail_all(Reason.CAMERA_LOST)
         while not self._acceptance.stopping:
             try:
                 source = self._open(start_index)
@@ -114,6 +116,7 @@ class Capture:
                 self._view.state = CameraState.READY
             self._life.beat()
             self._take_requests()
+            self._fail_missed()
             if not self._may_read(source):
                 time.sleep(READ_S / 2)
                 continue
@@ -188,12 +191,23 @@ class Capture:
             self._fail_all(Reason.CAMERA_LOST)
             time.sleep(READ_S)
 
-    def _last_inspected(self) -> PixelsU8 | None:
-        """The picture that was accepted last, where its slot still holds it: a new generation must know a repeat."""
-        row = self._view.row(self._view.high_water)
-        if row is None or row.slot < 0:
+    def _last_inspected(self) -> Frame | None:
+        """The frame that was accepted last, where its slot still holds it: a new generation must know a repeat."""
+        last = self._view.high_water
+        rows = (self._view.row(seq) for seq in range(last, max(0, last - ROWS), -1))
+        row = next((row for row in rows if row is not None and row.slot >= 0), None)
+        if row is None:
             return None
-        return self._ring.read(row.slot, row.slot_generation, row.height_px, row.width_px)
+        pixels_bgr = self._ring.read(row.slot, row.slot_generation, row.height_px, row.width_px)
+        if pixels_bgr is None:
+            return None
+        return Frame(
+            index=row.frame_index,
+            pixels_bgr=pixels_bgr,
+            captured_ns=row.captured_ns,
+            captured_utc_ns=row.captured_utc_ns,
+            frozen=row.gate is Reason.FRAME_FROZEN,
+        )
 
     def _sized(self, frame: Frame) -> Frame:
         """The frame of a live camera, as damaged where it has not the size of this session."""
@@ -206,25 +220,28 @@ class Capture:
 
     def _consider(self, frame: Frame) -> bool:
         """Decides whether a frame is one to inspect, and has it accepted if so. Whether it is dealt with."""
-        self._gates.feed(frame)
+        frame = self._gates.feed(frame)
         if frame.damage is not None:
             self._view.frames_damaged += 1
-        if not self._acceptance.accepting:
-            return False
-        if self._acceptance.kind is TriggerKind.EXTERNAL:
+        if self._acceptance.kind is TriggerKind.EXTERNAL:  # in a pause too: what was accepted before it gets its frame
             for request in self._external.feed(frame):
                 self._give(request, frame)
-        elif self._acceptance.kind is TriggerKind.PRESENCE:
+        if not self._acceptance.accepting:
+            return False
+        if self._acceptance.kind is TriggerKind.PRESENCE:
             self._watch_for_parts(frame)
-        elif self._continuous.wants(frame) or frame.damage is not None:
+        elif self._acceptance.kind is TriggerKind.CONTINUOUS and self._wants(frame):
             return self._inspect(Part(frames=(frame,)))
         return True
+
+    def _wants(self, frame: Frame) -> bool:
+        return self._continuous.wants(frame) or frame.damage is not None
 
     def _watch_for_parts(self, frame: Frame) -> None:
         """One inspection for each part, and errors while no part could be seen: one may have passed."""
         if self._parts is None:
             self._parts = self._begin_presence()
-        for part in self._parts.feed(frame, blind=self._gates.is_frozen):
+        for part in self._parts.feed(frame, blind=frame.frozen):
             self._inspect(part)
 
     def _flush(self) -> None:
@@ -309,6 +326,10 @@ class Capture:
         reserve_ns = round(2e6 * self._life.charge.settings.publisher.publish_reserve_ms)
         self._acceptance.decide(self._external.overdue(now_ns, reserve_ns), Reason.CAMERA_LOST)
 
+    def _fail_missed(self) -> None:
+        """Triggers whose frame is lost already: they came too late for it, or it never came here."""
+        self._acceptance.decide(self._external.missed(), Reason.OVERLOAD)
+
     def _fail_all(self, reason: Reason) -> None:
         """Triggers that no frame will come for."""
-        self._acceptance.decide(self._external.give_up(), reason)
+        self._acceptance.decide(self._external.give_up(time.monotonic_ns()), reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,7 @@ def gates_of(trigger: str, **more: Any) -> Gates:
 
 
 def refused(gates: Gates, pixels_bgr: PixelsU8, at_s: float = 0.0) -> Reason | None:
-    shown = frame(pixels_bgr, at_s)
-    gates.feed(shown)
-    return gates.refuse(shown)
+    return gates.refuse(gates.feed(frame(pixels_bgr, at_s)))
 
 
 @pytest.mark.parametrize("trigger", ["external", "presence"])
@@ -89,8 +88,7 @@ def test_repeat_of_the_last_part_is_frozen_at_once(trigger: str) -> None:
 def test_parts_that_share_their_best_frame_are_no_repeat() -> None:
     """Two that lie side by side are nearest to the middle in one and the same frame."""
     gate = gates_of("presence")
-    shared = frame(numbered(1))
-    gate.feed(shared)
+    shared = gate.feed(frame(numbered(1)))
     assert [gate.refuse(shared), gate.refuse(shared)] == [None, None]
     repeat = frame(numbered(1).copy())
     assert [gate.refuse(repeat), gate.refuse(repeat)] == [Reason.FRAME_FROZEN] * 2
@@ -98,7 +96,7 @@ def test_parts_that_share_their_best_frame_are_no_repeat() -> None:
 
 def test_repeat_is_known_to_a_new_capture() -> None:
     """What the last process inspected counts too."""
-    assert refused(gates_of("external", inspected=numbered(1)), numbered(1)) is Reason.FRAME_FROZEN
+    assert refused(gates_of("external", inspected=frame(numbered(1))), numbered(1)) is Reason.FRAME_FROZEN
 
 
 def test_continuous_frames_may_repeat_for_a_while() -> None:
@@ -106,6 +104,33 @@ def test_continuous_frames_may_repeat_for_a_while() -> None:
     gates = gates_of("continuous")
     told = [refused(gates, numbered(number), at_s=at_s) for number, at_s in [(1, 0), (1, 0.5), (1, 1.0), (2, 1.5)]]
     assert told == [None, None, Reason.FRAME_FROZEN, None]
+
+
+def test_a_frame_that_is_judged_late_is_judged_by_its_own_moment() -> None:
+    """A trigger that was long under way asks for an earlier frame; whether that one stood still does not change."""
+    gates = gates_of("external")
+    alive, *_, still, again = [
+        gates.feed(frame(numbered(number).copy(), at_s=at_s)) for number, at_s in [(1, 0), (2, 0.5), (2, 1.5), (3, 2)]
+    ]
+    assert [gates.refuse(each) for each in (still, alive, again)] == [Reason.FRAME_FROZEN, None, None]
+
+
+def test_damage_does_not_thaw_a_frozen_camera() -> None:
+    """A picture that stands and is broken now and then stands all the same."""
+    gates = gates_of("continuous")
+    told = []
+    for step in range(12):
+        shown = frame(numbered(1 + step % 3 // 2), at_s=step / 4, damage="torn" if step % 3 == 2 else None)
+        told.append(gates.refuse(gates.feed(shown)))
+    assert told[6:] == [Reason.FRAME_FROZEN, Reason.FRAME_FROZEN, Reason.FRAME_CORRUPT] * 2
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_picture_that_stood_before_a_new_capture_is_still_frozen(frozen: bool) -> None:
+    """Since the last frame that was inspected, or, where that was frozen already, from the first frame on."""
+    gates = gates_of("continuous", inspected=replace(frame(numbered(1)), frozen=frozen))
+    told = [refused(gates, numbered(number), at_s) for number, at_s in [(1, 0.5), (1, 1.0), (2, 1.5)]]
+    assert told == [Reason.FRAME_FROZEN if frozen else None, Reason.FRAME_FROZEN, None]
 
 
 def test_damaged_frame_is_corrupt() -> None:

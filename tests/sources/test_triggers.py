@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from clips import numbered
 
-from inspectd.records import Frame
+from inspectd.records import Frame, TimeKind
 from inspectd.sources.triggers import Continuous, External, Request
 
 PIXELS = numbered(1)
@@ -65,6 +67,55 @@ def test_frame_that_overtook_its_trigger_is_not_skipped() -> None:
     assert found.index == 6  # of 1.24 s
 
 
+@pytest.mark.parametrize(("rate", "size_wh_px"), [(60, (1920, 1080)), (120, (1280, 960)), (500, (64, 48))])
+def test_trigger_that_comes_too_late_for_its_frame_gets_no_other(rate: int, size_wh_px: tuple[int, int]) -> None:
+    """However late it comes, it gets the first frame exposed after it, or it is told that this one is gone."""
+    external, pixels = External(), np.zeros((*size_wh_px[::-1], 3), np.uint8)
+    for number in range(rate):
+        external.feed(replace(frame(number, 1 + number / rate), pixels_bgr=pixels))
+    given = set()
+    for number in range(rate - 1):
+        asked = request(number, 1 + (number + 0.5) / rate)
+        found = external.ask(asked)
+        assert found is None or found.index == number + 1
+        assert external.missed() == ([asked] if found is None else [])
+        given |= set() if found is None else {found.index}
+    assert given == set(range(min(given), rate))
+    assert len(given) >= 0.13 * rate
+    assert external.feed(frame(rate, 2.5)) == []
+
+
+def test_trigger_whose_frame_was_lost_on_its_way_gets_no_other() -> None:
+    """Frames that a camera gave and nobody took may have been the right one: before a trigger waits, and after."""
+    external = External()
+    external.feed(frame(0, 1.0))
+    assert external.ask(request(1, 1.01)) is None
+    assert external.feed(frame(2, 1.08)) == []
+    assert external.ask(request(2, 1.02)) is None
+    assert external.ask(request(3, 1.08)) is None
+    assert [each.seq for each in external.missed()] == [1, 2]
+    assert [each.seq for each in external.feed(frame(3, 1.12))] == [3]
+
+
+def test_frames_that_a_recording_leaves_out_were_never_shown() -> None:
+    """It is played as time allows: the next frame that is played is the next one exposed."""
+    external = External()
+    external.feed(replace(frame(0, 1.0), time_kind=TimeKind.FILE))
+    external.ask(request(1, 1.01))
+    assert [each.seq for each in external.feed(replace(frame(5, 1.2), time_kind=TimeKind.FILE))] == [1]
+
+
+def test_trigger_from_before_a_loss_gets_no_frame_from_after_it() -> None:
+    """What was exposed until the camera was lost is lost with it; its frames may be counted anew."""
+    external = External()
+    external.feed(frame(7, 1.0))
+    assert external.give_up(round(2e9)) == []
+    assert external.ask(request(1, 1.5)) is None
+    assert external.ask(request(2, 2.5)) is None
+    assert [each.seq for each in external.feed(frame(0, 3.0))] == [2]
+    assert [each.seq for each in external.missed()] == [1]
+
+
 def test_triggers_share_the_frame_that_is_the_next_for_each() -> None:
     """Two triggers within one period are two verdicts on one frame."""
     external = External([request(1, 1.0)])
@@ -77,5 +128,5 @@ def test_triggers_leave_once() -> None:
     external = External([request(1, 1.0, deadline_s=2.0), request(2, 1.0, deadline_s=3.0)])
     assert external.overdue(round(1.9e9), 40_000_000) == []
     assert [each.seq for each in external.overdue(round(1.97e9), 40_000_000)] == [1]
-    assert [each.seq for each in external.give_up()] == [2]
+    assert [each.seq for each in external.give_up(round(2e9))] == [2]
     assert external.feed(frame(0, 5.0)) == []

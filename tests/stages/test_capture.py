@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -30,8 +31,9 @@ from inspectd.sources.live import Arrival, LiveCamera, Patience
 from inspectd.sources.open import open_source
 from inspectd.stages.capture import Capture
 from inspectd.transport.memory import sweep
+from inspectd.transport.pipes import Commands, stage_endpoint
 from inspectd.transport.ring import Ring
-from inspectd.transport.rows import NewRow
+from inspectd.transport.rows import NewRow, Row
 from inspectd.transport.tickets import ROWS, CameraView, Table
 
 PATIENCE_S = 30.0
@@ -47,6 +49,7 @@ trigger = {{ {trigger} }}
 RECIPE = f'object = "part"\n[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n{model_toml()}'
 CAMERA = f'kind = "mjpeg", url = "http://127.0.0.1/", max_size_wh_px = {list(SIZE_WH_PX)}'
 PRESENCE = 'kind = "presence"'
+EXTERNAL = 'kind = "external"'
 
 
 class Line:
@@ -278,3 +281,69 @@ def test_camera_that_waits_for_its_first_part_is_ready(line: Line) -> None:
         line.until(lambda: line.gates == [None, Reason.CAMERA_LOST])
         camera.here = True
         line.until(lambda: line.view.state is CameraState.READY, timeout_s=5)
+
+
+def test_picture_that_stood_is_still_frozen_for_the_next_capture(line: Line) -> None:
+    """A camera that gives one picture for ever does not pass again because its process died, nor in the first frame."""
+    camera, source = Played(), f"{CAMERA}, frozen_after_s = 0.2"
+    with line.captures(source, "", camera.opened):
+        while Reason.FRAME_FROZEN not in line.gates:
+            camera.pictures.put(numbered(1))
+            line.answer()
+            time.sleep(0.02)
+    line.answer()
+    line.gates.clear()
+    with line.captures(source, "", camera.opened):
+        camera.pictures.put(numbered(1))
+        line.until(lambda: len(line.gates) == 1)
+        camera.pictures.put(numbered(2))
+        line.until(lambda: len(line.gates) == 2)
+    assert line.gates == [Reason.FRAME_FROZEN, None]
+
+
+def row_of(line: Line, seq: int) -> Row:
+    """A trigger's row, once it has its frame or a reason why not."""
+    until_s = time.monotonic() + PATIENCE_S
+    while (row := line.view.row(seq)) is None or (row.slot < 0 and row.gate is None):
+        assert time.monotonic() < until_s, row
+        time.sleep(0.005)
+    return row
+
+
+def test_trigger_that_was_long_under_way_gets_its_own_frame_or_none(line: Line) -> None:
+    """Its way led through two slow commits: the first frame exposed after it came is given if it is still there."""
+    camera = Played()
+    line.table.publisher_generation = 1
+    commands = Commands(stage_endpoint(line.folder, "publisher", 1, "commands"))
+
+    def ask(trigger_id: str, arrived_ns: int) -> None:
+        command = {"trigger_id": trigger_id, "part_id": None, "deadline_ms": 60_000, "arrived_ns": arrived_ns}
+        until_s = time.monotonic() + PATIENCE_S
+        while not commands.send("capture-cam1", json.dumps(command).encode()):
+            assert time.monotonic() < until_s
+            time.sleep(0.005)
+            commands.throw_away()
+
+    with line.captures(CAMERA, EXTERNAL, camera.opened):
+        shown_ns = []
+        for number in range(8):
+            shown_ns.append(time.monotonic_ns())
+            camera.pictures.put(numbered(number))
+            line.until(lambda number=number: line.view.frames_read == number + 1)
+            time.sleep(0.15)
+        for number in (0, 6):
+            ask(f"before {number}", shown_ns[number])
+        rows = [row_of(line, seq) for seq in (1, 2)]
+    commands.close()
+    assert [(row.gate, row.frame_index) for row in rows] == [(Reason.OVERLOAD, -1), (None, 6)]
+
+
+def test_trigger_of_a_dead_capture_gets_no_frame_of_the_next_one(line: Line) -> None:
+    """Its own may have been shown while nobody looked."""
+    camera, now_ns = Played(), time.monotonic_ns()
+    line.view.accept(
+        NewRow(trigger_kind=TriggerKind.EXTERNAL, accepted_ns=now_ns, deadline_ns=now_ns + 10**11, simulated=False)
+    )
+    camera.pictures.put(numbered(1))
+    with line.captures(CAMERA, EXTERNAL, camera.opened):
+        assert row_of(line, 1).gate is Reason.CAMERA_LOST
