@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from inspectd.errors import JournalError, TransportError
@@ -155,8 +155,7 @@ class Publisher:
         self._serve_subscriptions()
         self._requests.serve(now_ns)
         self._tell_changes(now_ns)
-        if now_ns >= self._beat_due_ns:
-            self._publish_heartbeat(now_ns)
+        self._beat_if_due(now_ns)
 
     def _tell_changes(self, now_ns: int) -> None:
         for event in self._events.changes(self._condition.look(), now_ns):
@@ -284,16 +283,21 @@ class Publisher:
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def _answer_all(self) -> None:
-        now_ns = time.monotonic_ns()  # taking results took its time of the turn
+        """The cameras first: a station speaks of what they really said, be it late or not in the journal."""
+        self._answer([name for name in self._views if name not in self._stations.by_name])
+        if self._stations.by_name:
+            self._beat_if_due(time.monotonic_ns())
+            self._answer(self._stations.by_name)
+
+    def _answer(self, names: Iterable[str]) -> None:
+        now_ns = time.monotonic_ns()  # what came before took its time of the turn
         overdue = self._overdue_reason()
         answers: list[Answer] = []
         frozen: list[Frozen] = []
-        for name, ledger in self._ledgers.items():
-            if (station := self._stations.get(name)) is not None:  # it stands behind all cameras in the table
-                for each in frozen:
-                    station.heard(each.verdict, each.mask_png)
-                for found, mask_png in station.decided(now_ns):
-                    ledger.resolve(found, mask_png)
+        for name in names:
+            ledger, station = self._ledgers[name], self._stations.get(name)
+            for found, mask_png in station.decided(now_ns) if station is not None else ():
+                ledger.resolve(found, mask_png)
             for answer in ledger.collect(now_ns, overdue if station is None else Reason.CAMERA_LOST):
                 answers.append(answer)
                 frozen.append(self._freeze(name, answer, now_ns))
@@ -316,17 +320,12 @@ class Publisher:
             self._publish(ready[number])
 
     def _replace_late(self, answers: list[Answer], ready: list[Frozen], first: int) -> None:
-        """Commits anew what is late by now, and a station's words where they rest on what is."""
+        """Commits anew what is late by now."""
         now_ns = time.monotonic_ns()
-        late: list[int] = []
-        for number in range(first, len(answers)):
-            verdict, station = ready[number].verdict, self._stations.get(ready[number].verdict.camera)
-            misheard = station is not None and verdict.members != station.members(verdict.seq)
-            if _is_over(answers[number], ready[number], now_ns) or (misheard and not ready[number].is_error):
-                answer = replace(answers[number], outcome=Reason.LATE, mask_png=None)
-                ready[number] = self._freeze(verdict.camera, answer, now_ns)
-                self._stations.heard(ready[number].verdict)
-                late.append(number)
+        late = [number for number in range(first, len(answers)) if _is_over(answers[number], ready[number], now_ns)]
+        for number in late:
+            answer = replace(answers[number], outcome=Reason.LATE, mask_png=None)
+            ready[number] = self._freeze(ready[number].verdict.camera, answer, now_ns)
         get_logger().warning("verdicts_late", count=len(late))
         patience_ns = self._patience_to_commit_ns(answers[first:], ready[first:])
         committed = self._audit.commit([ready[number] for number in late], patience_ns, self._requests.note)
@@ -370,6 +369,7 @@ class Publisher:
         if verdict.latency_ms.total is not None:
             self._metrics.latency.labels(verdict.camera).observe(verdict.latency_ms.total / 1000)
         self._requests.answered(each)
+        self._stations.heard(verdict, each.mask_png)
         get_logger().debug(
             "verdict_published",
             camera=verdict.camera,
@@ -389,6 +389,10 @@ class Publisher:
                     get_logger().error("verdict_unreadable", camera=camera, seq=seq, error=str(error))
 
     # -- heartbeats and events --------------------------------------------------------------------------------------
+
+    def _beat_if_due(self, now_ns: int) -> None:
+        if now_ns >= self._beat_due_ns:
+            self._publish_heartbeat(now_ns)
 
     def _publish_heartbeat(self, now_ns: int) -> None:
         self._beat_due_ns = now_ns + HEARTBEAT_NS

@@ -111,9 +111,7 @@ class Station:
     # -- words ------------------------------------------------------------------------------------------------------
 
     def heard(self, verdict: Verdict, mask_png: bytes | None) -> None:
-        """A camera has answered; those of other stations are none of its business."""
-        if verdict.camera not in self.rule.cameras:
-            return
+        """One of its cameras has answered."""
         number = self.rule.cameras.index(verdict.camera)
         for part in self._unanswered():
             if part.rows.get(number) == verdict.seq:
@@ -250,10 +248,10 @@ class Stations:
         if (station := self._of_camera.get(name)) is not None:
             station.take(name, row)
 
-    def heard(self, verdict: Verdict) -> None:
-        """A camera has other words than were heard, without a mask: its station's business, where it has one."""
+    def heard(self, verdict: Verdict, mask_png: bytes | None) -> None:
+        """A verdict went out: its station's business, where its camera has one."""
         if (station := self._of_camera.get(verdict.camera)) is not None:
-            station.heard(verdict, None)
+            station.heard(verdict, mask_png)
 
     def look(self) -> None:
         """A station has no capture: what that would say of its state is said here."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,9 @@ SESSION = "5e5510" + "0" * 26
 class Scene:
     """What a daemon has in memory and on disk, without its processes: one camera, or those of a station."""
 
-    def __init__(self, folder: Path, prefix: str, station: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, prefix: str, station: tuple[str, ...] = (), extra: str = "") -> None:
         camera = file_camera(folder / "none.mp4", pace="realtime", trigger='kind = "external"' if station else "")
-        extra = "[publisher]\npublish_reserve_ms = 200\n"  # and so a slow disk is waited for
+        extra += "[publisher]\npublish_reserve_ms = 200\n"  # and so a slow disk is waited for
         extra += f'[stations.side]\ncameras = {list(station)}\nmatch = "trigger"' if station else ""
         self.daemon = Daemon(folder=folder, cameras=dict.fromkeys(station or ("cam1",), camera), extra=extra)
         self.settings = load_settings(self.daemon.config)
@@ -199,3 +200,26 @@ def test_a_station_does_not_vouch_for_what_went_out_late(station: Scene) -> None
         seen = subscriber.until(lambda seen: len(seen.verdicts) == 3)
     assert {each["camera"]: each["reason"] for each in seen.verdicts} == {"left": "late", "right": "ok", "side": "late"}
     assert [each["reason"] for each in seen.verdicts[-1]["members"]] == ["late", "ok"]
+
+
+def test_a_station_does_not_vouch_for_what_went_out_as_an_error(tmp_path: Path) -> None:
+    """The journal stalls while one camera answers, so its pass is not believed; the other's pass comes later."""
+    prefix = f"inspectd-test{os.getpid()}"
+    strict = "[journal]\nstrict_audit = true\n"
+    station = Scene(tmp_path / "d", prefix, station=("left", "right"), extra=strict)
+    station.journal(*(verdict(1, camera=name) for name in ("left", "right")))
+    try:
+        with station.publisher() as subscriber:
+            subscriber.until(lambda seen: bool(seen.heartbeats))
+            with closing(sqlite3.connect(station.daemon.journal, isolation_level=None)) as holder:
+                holder.execute("BEGIN IMMEDIATE")
+                station.accept(1, camera=0, due_in_s=60.0, trigger_id="t")
+                subscriber.until(lambda seen: len(seen.verdicts) == 1)
+            subscriber.until(lambda seen: seen.events[-1]["kind"] == "journal_back")
+            station.accept(1, camera=1, due_in_s=60.0, trigger_id="t")
+            seen = subscriber.until(lambda seen: len(seen.verdicts) == 3)
+    finally:
+        sweep(prefix)
+    told = {each["camera"]: (each["decision"], each["journaled"]) for each in seen.verdicts}
+    assert told == {"left": ("error", False), "right": ("pass", True), "side": ("error", True)}
+    assert [each["decision"] for each in seen.verdicts[-1]["members"]] == ["error", "pass"]
