@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ class MjpegConnection:
         self._parts: Parts | None = None
         self._ready: Iterator[Part] = iter(())
         self._pace = Pace()
+        self._stamps = Stamps()
 
     def open(self) -> None:
         """Asks, and returns when the response has begun."""
@@ -73,7 +75,7 @@ class MjpegConnection:
             captured_ns=captured_ns,
             captured_utc_ns=time.time_ns() - (time.monotonic_ns() - captured_ns),
             lag_ns=lag_ns,
-            pts_s=_timestamp_s(part),
+            pts_s=self._stamps.of(part),
             fresh=self._pace.is_fresh(part.began_ns / 1e9),
         )
 
@@ -98,6 +100,28 @@ class MjpegConnection:
             return SourceTimeout(f"{self._name}: no answer for {self._settings.open_timeout_s:g} s")
         kind = LoginRefused if isinstance(error, http_stream.LoginDenied) else SourceLost
         return kind(f"{self._name}: {http_stream.told(error)}")
+
+
+class Stamps:
+    """The times in seconds that some servers (mjpg-streamer) put on each part.
+
+    They are believed from the second on, and as long as they advance: a time that stands still hides every gap, and no
+    connection has two clocks.
+    """
+
+    def __init__(self) -> None:
+        self._last_s: float | None = None
+        self._advance = True
+
+    def of(self, part: Part) -> float | None:
+        """Takes every part, in order; None where there is no time that can be believed."""
+        try:
+            stamp_s = float(part.headers["x-timestamp"])
+        except (KeyError, ValueError):
+            stamp_s = math.nan
+        before_s, self._last_s = self._last_s, stamp_s
+        self._advance &= math.isfinite(stamp_s) and (before_s is None or stamp_s > before_s)
+        return stamp_s if self._advance and before_s is not None else None
 
 
 class Pace:
@@ -130,11 +154,3 @@ class Pace:
 
 def _load(part: Part) -> tuple[PixelsU8 | None, str | None]:
     return (None, part.damage) if part.damage is not None else decode_jpeg_bgr(part.content)
-
-
-def _timestamp_s(part: Part) -> float | None:
-    """The time that some servers (mjpg-streamer) put on each part, in seconds."""
-    try:
-        return float(part.headers["x-timestamp"])
-    except (KeyError, ValueError):
-        return None

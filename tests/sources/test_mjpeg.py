@@ -334,3 +334,19 @@ def test_daemon_error_is_not_a_config_error(server: MjpegServer) -> None:
     """A camera that answers wrongly may be right tomorrow: it is never a reason not to start."""
     server.answers["/"] = status(404)
     assert not isinstance(failure_of(settings(server.url)), ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "believed"),
+    [("{:.2f}", True), ("0.000000", False), ("nan", False), ("inf", False), ("-{}", False), ("noon", False)],
+)
+def test_time_of_a_part_is_believed_while_it_advances(server: MjpegServer, stamp: str, believed: bool) -> None:
+    """What stands still, runs back or is no number would hide a gap, or make one of every frame."""
+    header = f"X-Timestamp: {stamp}\r\n"
+    server.answers["/"] = server.plays(lambda number: part(jpeg(number), more=header.format(1e9 + number / 25)))
+    with closing(open_source(settings(server.url))) as camera:
+        times_s = [read_frame(camera).pts_s for _ in range(5)]
+    if believed:
+        assert times_s == [pytest.approx(times_s[0] + step / 25, abs=0.011) for step in range(5)]
+    else:
+        assert times_s == [None] * 5
