@@ -146,7 +146,7 @@ class DropFolder:
             index=index,
             pixels_bgr=np.zeros((height, width, 3), np.uint8) if pixels_bgr is None else pixels_bgr,
             captured_ns=time.monotonic_ns(),
-            captured_utc_ns=version.mtime_ns,
+            captured_utc_ns=min(max(0, version.mtime_ns), time.time_ns()),  # a file may bear any date
             time_kind=TimeKind.FILE,
             damage=damage,
         )

@@ -75,6 +75,15 @@ def test_images_come_once_in_order_of_arrival(folder: Path) -> None:
     assert (source.simulated, source.frames_missed, source.next_index) == (True, 0, 4)
 
 
+@pytest.mark.parametrize("at_s", [-11e9, 11e9])
+def test_file_with_an_impossible_date_is_an_image_like_others(folder: Path, at_s: float) -> None:
+    """The clock of the camera that wrote it stands in 1621, or in 2318: its date fits no word, and is a label."""
+    (folder / "a.png").write_bytes(picture(3))
+    os.utime(folder / "a.png", (at_s, at_s))
+    with closing(open_source(settings(folder))) as source:
+        assert 0 <= read_frame(source).captured_utc_ns <= time.time_ns()
+
+
 def test_partial_file_is_never_read(folder: Path) -> None:
     """A writer that dawdles between pieces is waited for; the frame is the whole picture."""
     content = picture(5, ".jpg")
