@@ -122,7 +122,7 @@ class Supervisor:
             configure_log(self._settings.log.level, self._settings.log.format, stage="supervisor")
             self._note_signals(stack)
             prefix = segment_prefix(self._settings.state_dir)
-            open_journal(self._settings.state_dir, self._recipes)
+            open_journal(self._settings.state_dir)
             sweep(prefix)
             stack.callback(self._sweep_answered, prefix)
             self._create_shared_memory(prefix, slot_bytes)
@@ -348,7 +348,7 @@ class Supervisor:
     def _sweep_answered(self, prefix: str) -> None:
         """Takes the shared memory away, but never with rows that nobody has answered: a publisher may have died too."""
         try:
-            answer_left_rows(self._settings.state_dir, self._recipes, limit_s=STOP_JOURNAL_S)
+            answer_left_rows(self._settings.state_dir, limit_s=STOP_JOURNAL_S)
         except JournalError as error:
             get_logger().error("rows_left_for_the_next_start", error=str(error))
             return

@@ -17,11 +17,11 @@ from typing import Self, TypeVar
 from inspectd.errors import ConfigError, JournalError, TransportError
 from inspectd.journal.verdicts import Entry, Journal
 from inspectd.log import get_logger
-from inspectd.recipe import Recipe
 from inspectd.records import Reason, RecipeInfo
 from inspectd.stages.answers import entry_of, freeze, verdict_of
 from inspectd.stages.ledger import Answer
 from inspectd.stages.spill import Spill
+from inspectd.transport import wire
 from inspectd.transport.memory import names
 from inspectd.transport.rows import Row
 from inspectd.transport.tickets import Table
@@ -73,17 +73,17 @@ def segment_prefix(state_dir: Path) -> str:
     return f"inspectd-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:8]}-"
 
 
-def open_journal(state_dir: Path, recipes: dict[str, Recipe]) -> None:
+def open_journal(state_dir: Path) -> None:
     """Makes sure at the start that verdicts can be journaled, those that a dead daemon left before all others.
 
     Raises:
         JournalError: they cannot; then nothing is swept and what was left is there at the next start.
     """
-    answer_left_rows(state_dir, recipes)
+    answer_left_rows(state_dir)
     _in_time(state_dir, Journal.probe, OPEN_S)
 
 
-def answer_left_rows(state_dir: Path, recipes: dict[str, Recipe], *, limit_s: float = OPEN_S) -> int:
+def answer_left_rows(state_dir: Path, *, limit_s: float = OPEN_S) -> int:
     """Journals what a dead daemon left: the words that it had sent before they were durable, and, under its session,
     `error/internal` for every frame that it never answered (contract I1).
 
@@ -97,7 +97,7 @@ def answer_left_rows(state_dir: Path, recipes: dict[str, Recipe], *, limit_s: fl
     tables = [name for name in names(segment_prefix(state_dir)) if name.endswith("-table") and _has_left_rows(name)]
     if not tables:
         return 0
-    count = _in_time(state_dir, lambda journal: sum(_answer_table(name, journal, recipes) for name in tables), limit_s)
+    count = _in_time(state_dir, lambda journal: sum(_answer_table(name, journal) for name in tables), limit_s)
     get_logger().warning("left_frames_answered", count=count)
     return count
 
@@ -140,27 +140,38 @@ def _has_left_rows(name: str) -> bool:
     return left
 
 
-def _answer_table(name: str, journal: Journal, recipes: dict[str, Recipe]) -> int:
+def _answer_table(name: str, journal: Journal) -> int:
     """Journals what one dead daemon owed: the words that it had sent, and an error for what it never answered.
 
-    A verdict that was committed and never sent is an error too: nobody has heard it.
+    A verdict that was committed and never sent is an error too: nobody has heard it. In a table of another version it
+    cannot be seen what was sent, so that what is journaled stands: somebody may have heard it.
     """
     table = Table.attach(name, any_version=True)
     owed = _spilled(table)
     known = {(entry.camera, entry.seq) for entry in owed}
     left: list[Entry] = []
     for index, camera in enumerate(table.cameras):
-        recipe = recipes[camera].info if camera in recipes else UNKNOWN_RECIPE
+        recipe = _recipe_of(journal, table.session, camera)
         journaled = journal.last_seq(table.session, camera) or 0
         view = table.camera(index)
+        sent = view.sent_through if table.readable else view.high_water
         left += [
             _internal_error(row, table.session, camera, recipe)
             for row in view.unanswered()
-            if row.seq > view.sent_through or (row.seq > journaled and (camera, row.seq) not in known)
+            if row.seq > sent or (row.seq > journaled and (camera, row.seq) not in known)
         ]
     journal.append([*owed, *left])
     table.close()
     return len(left)
+
+
+def _recipe_of(journal: Journal, session: str, camera: str) -> RecipeInfo:
+    """The recipe that a session had for a camera, by its last verdict: the configuration may be another one by now."""
+    try:
+        last = journal.since(camera, (journal.last_seq(session, camera) or 0) - 1, session=session, limit=1)
+        return wire.verdict_from_bytes(last[0].body).recipe if last else UNKNOWN_RECIPE
+    except (JournalError, TransportError):  # a row of it is damaged
+        return UNKNOWN_RECIPE
 
 
 def _spilled(table: Table) -> list[Entry]:
