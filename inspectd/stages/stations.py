@@ -38,6 +38,7 @@ class StationRows(Protocol):
 
     answered_through: int
     high_water: int
+    frames_skipped: int
 
     def accept(self, row: NewRow) -> int | None: ...
     def row(self, seq: int) -> Row | None: ...
@@ -210,6 +211,7 @@ class Station:
         )
         seq = self._rows.accept(new)
         if seq is None:
+            self._rows.frames_skipped += 1
             get_logger().error("station_part_skipped", station=self.rule.name, trigger_id=row.trigger_id)
             return None
         part = self._parts[seq] = _Part(seq=seq, key=self._key(row), time_ns=time_ns)

@@ -133,7 +133,7 @@ class VerdictSocket(_PublicSocket):
 
     def _count_viewer(self, prefix: bytes, by: int) -> None:
         """Whoever takes back what he never asked for leaves no trace and takes nobody else's away for long."""
-        if prefix.startswith(PREVIEW_ROOT):
+        if prefix and (prefix.startswith(PREVIEW_ROOT) or PREVIEW_ROOT.startswith(prefix)):
             self._previews[prefix] = max(0, self._previews[prefix] + by)
             if not self._previews[prefix]:
                 del self._previews[prefix]
@@ -141,10 +141,7 @@ class VerdictSocket(_PublicSocket):
     def wants_preview(self, camera: str) -> bool:
         """Whether somebody asked for this camera's pictures by name; who subscribes to everything has not."""
         topic = preview_topic(camera)
-        return any(
-            count > 0 and prefix.startswith(PREVIEW_ROOT) and topic.startswith(prefix)
-            for prefix, count in self._previews.items()
-        )
+        return any(topic.startswith(prefix) for prefix in self._previews)
 
 
 class ControlSocket(_PublicSocket):

@@ -23,13 +23,17 @@ class Rows:
     """The station's rows, without shared memory; its own code is tested with the table."""
 
     answered_through: int = 0
+    frames_skipped: int = 0
+    most: int = 1024
     rows: list[Row] = field(default_factory=list)
 
     @property
     def high_water(self) -> int:
         return len(self.rows)
 
-    def accept(self, row: NewRow) -> int:
+    def accept(self, row: NewRow) -> int | None:
+        if self.high_water - self.answered_through >= self.most:
+            return None
         fields = {name: getattr(row, name) for name in NewRow.__dataclass_fields__}
         self.rows.append(Row(**fields | {"seq": len(self.rows) + 1}))
         return len(self.rows)
@@ -254,3 +258,13 @@ def test_new_publisher_finds_the_parts_as_they_were() -> None:
 def test_station_is_as_ready_as_its_least_ready_camera(states: tuple[CameraState, ...], state: CameraState) -> None:
     """A heartbeat says at once that a part cannot be whole."""
     assert state_of(states) is state
+
+
+def test_part_that_finds_the_table_full_is_counted() -> None:
+    """Nothing is said of it: it was skipped before it was accepted."""
+    rows = Rows(most=1)
+    station = Station(a_rule(Match.TRIGGER), rows)
+    station.take("left", asked(1, "a"))
+    station.take("left", asked(2, "b"))
+    assert station.request("c", None, START_NS, None) is None
+    assert (rows.high_water, rows.frames_skipped) == (1, 2)

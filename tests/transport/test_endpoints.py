@@ -72,13 +72,15 @@ def test_only_topics_of_the_contract_are_admitted(endpoint: str, peer: Callable[
         assert not bad.poll(200)
 
 
-def test_previews_are_wanted_only_by_name(endpoint: str) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "wanted"), [(b"preview/cam1/", [True, False]), (b"preview/", [True, True]), (b"preview", [True, True])]
+)
+def test_previews_are_wanted_only_by_name(endpoint: str, prefix: bytes, wanted: list[bool]) -> None:
     """Who subscribes to everything has not asked for pictures; who has asked and left wants them no more."""
     with VerdictSocket(endpoint, TOPICS) as verdicts:
-        with Subscription(endpoint), Subscription(endpoint, (b"preview/cam1/",)):
+        with Subscription(endpoint), Subscription(endpoint, (prefix,)):
             served(verdicts, 2)
-            assert verdicts.wants_preview("cam1")
-            assert not verdicts.wants_preview("cam2")
+            assert [verdicts.wants_preview(camera) for camera in ("cam1", "cam2")] == wanted
         deadline_s = time.monotonic() + 20
         while verdicts.wants_preview("cam1"):
             assert time.monotonic() < deadline_s
