@@ -374,3 +374,15 @@ def test_the_identity_changes_with_whatever_the_model_is_shown(tmp_path: Path):
         hashes[name] = Inspector(recipe, golden_detector(recipe)).identity.sha256
     assert hashes.pop("filtered") == hashes["plain"]
     assert len(set(hashes.values())) == len(hashes)
+
+
+def test_pattern_that_repeats_by_the_step_is_seen_alike_everywhere(tmp_path: Path):
+    """From the picture to its map: tiles of a pattern with their own period leave no seam and see no difference."""
+    recipe = golden_recipe(tmp_path, "[tiling]\ntile_px = 120\noverlap = 0.25")
+    (cell,) = noise_frames(1, 90, 90)
+    frame = np.tile(cell, (3, 5, 1))[:210, :390]  # two by four tiles
+    found = Inspector(recipe, golden_detector(recipe), keep_maps=True).inspect([frame])[0].anomaly_map
+    inner = found[30:-30, 30:-30]  # what lies in the outer ones' edges has one tile, not two
+    assert np.allclose(inner[:, :-90], inner[:, 90:], atol=1e-6)
+    assert np.allclose(inner[:-90], inner[90:], atol=1e-6)
+    assert np.ptp(inner) > 0.01
