@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache as cached
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -64,22 +66,43 @@ def build_detector(
     prompts = _prompts(recipe)
     facts = _facts(recipe, weights, config, prompts, exactly)
     checkpoint, cache = Checkpoint(weights.path), EmbeddingCache(cache_dir)
+    kinds = compose_defects(recipe.objects, recipe.prompts.defects, templates=_templates(recipe))
+    wanted = {facts.text_key(): [prompts.normal, prompts.anomalous]}
+    if kinds:
+        wanted[facts.defects_key(kinds)] = list(kinds.values())
+    # before the image tower is built: the two need not lie in memory together
+    text, *others = _embeddings(
+        wanted,
+        cache,
+        lambda: TextTower(checkpoint, weights.architecture.text, device=chosen),
+        config.text_average,
+        beat,
+    )
     key = (facts.weights_sha256, repr(weights.architecture), str(chosen), exactly, str(fused))
     tower = _towers.get(key) or VisionTower(
         checkpoint, weights.architecture.vision, device=chosen, precision=exactly, fused=fused
     )
     _towers[key] = tower
+    reuse = _reuse(recipe, exactly)
+    defects = others[0] if others else None
+    return Detector(tower, text, config, facts=facts, cache=cache, defects=defects, reuse=reuse, beat=beat)
+
+
+def _embeddings(
+    wanted: Mapping[str, Sequence[Sequence[str]]],
+    cache: EmbeddingCache,
+    build_tower: Callable[[], TextTower],
+    average: TextAverage,
+    beat: Callable[[], None],
+) -> list[torch.Tensor]:
+    """For each key the embeddings of its classes of texts `(classes, E)`; the tower is built at most once, and gone."""
+    tower = cached(build_tower)
 
     def embed(classes: Iterable[Sequence[str]]) -> dict[str, torch.Tensor]:
-        text_tower = TextTower(checkpoint, weights.architecture.text, device=chosen)
         with torch.inference_mode():
-            return {"text": embed_classes(text_tower, classes, config.text_average, beat)}
+            return {"text": embed_classes(tower(), classes, average, beat)}
 
-    text = cache.get(facts.text_key(), lambda: embed([prompts.normal, prompts.anomalous]))["text"]
-    kinds = compose_defects(recipe.objects, recipe.prompts.defects, templates=_templates(recipe))
-    defects = cache.get(facts.defects_key(kinds), lambda: embed(kinds.values()))["text"] if kinds else None
-    reuse = _reuse(recipe, exactly)
-    return Detector(tower, text, config, facts=facts, cache=cache, defects=defects, reuse=reuse, beat=beat)
+    return [cache.get(key, partial(embed, classes))["text"] for key, classes in wanted.items()]
 
 
 def use_threads(threads: int | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +50,8 @@ class Checkpoint:
             tensor = self._read(self._stored[name])
         except SafetensorError as error:
             raise ConfigError(f"{self.path}: damaged at {name}: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{self.path}: {error.strerror or error}") from error
         if tuple(tensor.shape) != shape:
             raise ConfigError(
                 f"{self.path}: {name} has shape {tuple(tensor.shape)}, expected {shape}: weights of another model"
@@ -90,8 +93,8 @@ def _plain(key: str) -> str:
 def _open(path: Path) -> tuple[Callable[[str], Tensor], list[str]]:
     try:
         if path.suffix == ".safetensors":
-            file = safe_open(path, framework="pt")
-            return file.get_tensor, list(file.keys())  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as file:
+                return partial(_read_tensor, path), list(file.keys())
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
@@ -102,6 +105,13 @@ def _open(path: Path) -> tuple[Callable[[str], Tensor], list[str]]:
     if not tensors:
         raise ConfigError(f"{path}: holds no named tensors")
     return tensors.__getitem__, list(tensors)
+
+
+def _read_tensor(path: Path, key: str) -> Tensor:
+    """Opened anew for each tensor: what one mapping has shown stays in the process's resident memory."""
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(key)
+    return tensor
 
 
 def _first_line(error: Exception) -> str:

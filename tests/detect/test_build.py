@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests_detect import some_crops, write_model
 
 from inspectd.detect import build
 from inspectd.detect.build import build_detector
+from inspectd.detect.clip import TextTower, VisionTower
 from inspectd.detect.gemm import Precision
 from inspectd.detect.options import Mode, PatchFeature
 from inspectd.detect.preprocess import Resize
@@ -229,6 +231,32 @@ def test_device_that_is_not_there_is_refused(device: str):
     """A CUDA device beyond those that torch sees, or no device at all."""
     with pytest.raises(ConfigError, match=f"worker.device '{device}'"):
         build.choose_device(device)
+
+
+def test_text_tower_is_built_once_and_gone_before_the_image_tower_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The two never lie in memory together, whatever texts there are."""
+    built: list[object] = []
+    alive: WeakSet[object] = WeakSet()
+
+    class Text(TextTower):
+        def __init__(self, *args: object, **keywords: object) -> None:
+            super().__init__(*args, **keywords)
+            built.append(None)
+            alive.add(self)
+
+    class Vision(VisionTower):
+        def __init__(self, *args: object, **keywords: object) -> None:
+            assert not alive
+            super().__init__(*args, **keywords)
+            built.append(None)
+
+    monkeypatch.setattr(build, "TextTower", Text)
+    monkeypatch.setattr(build, "VisionTower", Vision)
+    defects = '[prompts.defects]\nscratch = ["{} with a scratch"]\ndent = ["{} with a dent"]'
+    assert make(tmp_path, defects).identity
+    assert len(built) == 2
 
 
 def test_recipes_on_the_same_weights_share_a_tower(tmp_path: Path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests_detect import model_config, open_tower, write_model
 
 from inspectd.detect.architecture import read_architecture
+from inspectd.detect.checkpoint import Checkpoint
 from inspectd.detect.gemm import Activation
 from inspectd.detect.weights import find
 from inspectd.errors import ConfigError
@@ -123,6 +124,14 @@ def test_weights_of_another_model_are_refused(tmp_path: Path, changes: dict, par
     with pytest.raises(ConfigError) as error:
         open_tower(other, weights)
     one_line(error, str(weights), part, "of another model")
+
+
+def test_file_is_mapped_only_while_a_tensor_is_read(tmp_path: Path):
+    """A mapping that stays holds all that was read in the process's memory, beside the copies."""
+    _, path = write_model(tmp_path)
+    checkpoint = Checkpoint(path)
+    assert checkpoint.take("ln_final.weight", 16).shape == (16,)
+    assert str(path) not in Path("/proc/self/maps").read_text()
 
 
 def test_half_precision_weights_are_taken(tmp_path: Path):
