@@ -6,6 +6,7 @@ Every setting can be overridden by an environment variable: `INSPECTD_` and the 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from ipaddress import ip_address
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inspectd.errors import ConfigError
 from inspectd.records import TriggerKind
@@ -26,7 +28,7 @@ from inspectd.source_settings import (
     RtspSource,
     Source,
 )
-from inspectd.toml import Strict, one_line, read_toml, unknown_key
+from inspectd.toml import Strict, mistaken_key, one_line, read_toml, unknown_key
 
 CAMERA_NAME = r"[a-z0-9_-]{1,32}"
 CameraName = Annotated[str, Field(pattern=rf"^{CAMERA_NAME}$")]
@@ -211,6 +213,55 @@ class Log(Strict):
     format: Literal["auto", "console", "json"] = "auto"
 
 
+class Environment(EnvSettingsSource):
+    """The `INSPECTD_…` variables; those whose names begin with `INSPECTD_TEST_` belong to tests."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """JSON as what it says; what is none as it is, to be refused as any other wrong value of that key."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+    @staticmethod
+    def paths() -> dict[str, list[str]]:
+        """The variables, and the path of the key that each sets."""
+        paths = {name: name.lower().removeprefix("inspectd_").split("__") for name in os.environ}
+        return {
+            name: path
+            for name, path in paths.items()
+            if name.lower().startswith("inspectd_") and not name.lower().startswith("inspectd_test_")
+        }
+
+    @staticmethod
+    def origin(key: str, tables: dict[str, Any]) -> str | None:
+        """The variable that a dotted key, or something in it, came by; None where it is of the file's tables."""
+        wanted = key.split(".")
+        for name, path in Environment.paths().items():
+            inner = path[: len(wanted)] == wanted and not (len(path) > len(wanted) and _lies_in(tables, wanted))
+            if inner or (wanted[: len(path)] == path and _lies_in(_json(os.environ[name]), wanted[len(path) :])):
+                return name
+        return None
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _lies_in(tables: Any, path: list[str]) -> bool:
+    """Whether tables hold something at a path; what is no table holds all that may be asked for."""
+    for key in path:
+        if not isinstance(tables, dict):
+            return True
+        if key not in tables:
+            return False
+        tables = tables[key]
+    return True
+
+
 class Settings(BaseSettings):
     """The whole file. `load_settings` is the way in."""
 
@@ -248,8 +299,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment beats the file; nothing else is read."""
-        del settings_cls, dotenv_settings, file_secret_settings
-        return env_settings, init_settings
+        del env_settings, dotenv_settings, file_secret_settings
+        return Environment(settings_cls), init_settings
 
     @model_validator(mode="after")
     def _stations_fit(self) -> Settings:
@@ -298,13 +349,18 @@ def load_settings(path: Path) -> Settings:
     """
     base = path.resolve().parent
     tables = read_toml(path)
+    for variable, (first, *_) in Environment.paths().items():
+        if first not in Settings.model_fields:
+            known = unknown_key(first, list(Settings.model_fields))
+            raise ConfigError(f"{variable}: {known}; two underscores lead from a table to its key")
     for key in tables:
         if key.startswith("_"):  # pydantic-settings takes it for a keyword argument of its own
             raise ConfigError(f"{path}: {key}: {unknown_key(key, list(Settings.model_fields))}")
     try:
         settings = Settings(**tables)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {one_line(error, Settings)}") from error
+        origin = Environment.origin(mistaken_key(error), tables) or path
+        raise ConfigError(f"{origin}: {one_line(error, Settings)}") from error
     return _anchored(settings, base)
 
 

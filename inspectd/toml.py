@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from inspectd.errors import ConfigError
 
@@ -78,7 +78,7 @@ def one_line(error: ValidationError, table: type[BaseModel] | None = None) -> st
     Args:
         table: what was validated, so that an unknown key can be told which ones are known there.
     """
-    first, *rest = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    first, *rest = _in_order(error)
     key = _key(first["loc"])
     message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
     if first["type"] == "extra_forbidden":
@@ -87,6 +87,17 @@ def one_line(error: ValidationError, table: type[BaseModel] | None = None) -> st
         message = f"{message} (got {_short(first['input'])})"
     more = f" (1 of {len(rest) + 1} mistakes)" if rest else ""
     return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def mistaken_key(error: ValidationError) -> str:
+    """The dotted key that `one_line` speaks of; of one that is missing the table, and empty for all of them."""
+    first = _in_order(error)[0]
+    key = _key(first["loc"])
+    return key.rpartition(".")[0] if first["type"] == "missing" else key
+
+
+def _in_order(error: ValidationError) -> list[ErrorDetails]:
+    return sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
 
 
 def _key(loc: tuple[str | int, ...]) -> str:

@@ -269,8 +269,11 @@ def test_ipc_endpoint_in_use_is_not_taken_over(folder: Path) -> None:
     path.unlink()
 
 
-def test_environment_is_checked_too(folder: Path) -> None:
-    """A setting overridden by the environment is held to the same rules."""
-    said = inspectd("run", "--config", folder / "inspectd.toml", INSPECTD_WORKER__DEVICE="tpu")
+@pytest.mark.parametrize(
+    ("variable", "value"), [("WORKER__DEVICE", "tpu"), ("WORKER", "foo"), ("WORKER_DEVICE", "cpu"), ("CAMERAS", "[]")]
+)
+def test_environment_is_checked_too(folder: Path, variable: str, value: str) -> None:
+    """A setting overridden by the environment is held to the same rules, and the line names its variable."""
+    said = inspectd("run", "--config", folder / "inspectd.toml", **{f"INSPECTD_{variable}": value})
     assert said.code == 3
-    assert "worker.device" in said.complaint
+    assert said.complaint.startswith(f"inspectd: INSPECTD_{variable}: ")

@@ -77,11 +77,50 @@ def test_a_recipe_is_told_the_same(tmp_path: Path, written: str, says: str) -> N
     assert mistake(tmp_path / "part.toml", f'object = "part"\n{written}').startswith(says)
 
 
-def test_an_unknown_key_of_the_environment_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings that come by INSPECTD_… stand in the same tables."""
-    monkeypatch.setenv("INSPECTD_WORKER__THREAD", "2")
-    said = mistake(tmp_path / "inspectd.toml", CAMERA.format(name="cam1"))
-    assert said.startswith("worker.thread: unknown key; did you mean threads? allowed: device, precision, max_batch, ")
+UNKNOWN = "unknown key; did you mean {near}? {TOP}, weights, log; two underscores lead from a table to its key"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("WORKER__THREAD", "2", "worker.thread: unknown key; did you mean threads? allowed: device, precision, max_b"),
+        ("WORKER__DEVICE", "tpu", "worker.device: String should match pattern"),
+        ("worker__max_batch", "0", "worker.max_batch: Input should be greater than or equal to 1 (got '0')"),
+        ("WORKER__DEVICE__CUDA", "1", "worker.device: Input should be a valid string (got {'cuda': '1'})"),
+        ("WORKER", "foo", "worker: Input should be a valid dictionary or instance of Worker (got 'foo')"),
+        ("WORKER", '{"device": "tpu"}', "worker.device: String should match pattern"),
+        ("CAMERAS", "[1", "cameras: Input should be a valid dictionary (got '[1')"),
+        ("CAMERAS__CAM1__SOURCE", "foo", "cameras.cam1.source: "),
+        ("CAMERAS__CAM2__RECIPE", "part", "cameras.cam2.source: Field required"),
+        ("EVIDENCE__DECISIONS", "fail", "evidence.decisions: Input should be a valid tuple (got 'fail')"),
+        ("JURNAL__STRICT_AUDIT", "true", UNKNOWN.format(near="journal", TOP=TOP)),
+        ("WORKER_DEVICE", "cpu", UNKNOWN.format(near="worker", TOP=TOP)),
+    ],
+)
+def test_a_mistake_in_the_environment_names_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    """And the key that it is for; the file has no part in it."""
+    monkeypatch.setenv(f"INSPECTD_{variable}", value)
+    (tmp_path / "inspectd.toml").write_text(CAMERA.format(name="cam1"))
+    with pytest.raises(ConfigError) as caught:
+        load_settings(tmp_path / "inspectd.toml")
+    assert str(caught.value).startswith(f"INSPECTD_{variable}: {says}")
+
+
+def test_a_mistake_in_the_file_is_the_files_whatever_the_environment_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a table that a variable has another key of; and tests have variables of their own."""
+    monkeypatch.setenv("INSPECTD_TEST_FAULT", "none")
+    monkeypatch.setenv("INSPECTD_WORKER", '{"device": "cpu"}')
+    monkeypatch.setenv("INSPECTD_CAMERAS__CAM1__SLOTS", "4")
+    camera = CAMERA.format(name="cam1")
+    path = tmp_path / "inspectd.toml"
+    assert mistake(path, f"[worker]\nthreads = 0\n{camera}").startswith("worker.threads: ")
+    assert mistake(path, camera.replace('recipe = "part"', "")) == "cameras.cam1.recipe: Field required"
+    path.write_text(camera)
+    assert (load_settings(path).cameras["cam1"].slots, load_settings(path).worker.device) == (4, "cpu")
 
 
 @pytest.mark.parametrize(
