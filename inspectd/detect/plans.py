@@ -6,7 +6,7 @@ Letters: N frames, P patches of the grid, W windows of one scale, S windows that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,20 +21,22 @@ _PLANS_KEPT = 256
 """A recipe's regions and batch sizes; frames of ever new sizes make ever new regions."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One pass over N frames. What the CPU asks of it lies there, the rest on the device.
 
-    `needed (N, P) bool` on the CPU: patches whose map counts, the region's and their neighbours. `chosen`: for each
-    scale the windows that hold one of them, `(N, W) bool` on the CPU. `places (S,) int64`: where these stand among all
-    N·W. `inside (N, P) bool`: the region. `groups`: the token rows of whole images, then of each scale's windows.
+    Plans of one planner with the same `key` are the same pass, whenever they were made. `needed (N, P) bool` on the
+    CPU: patches whose map counts, the region's and their neighbours. `chosen`: for each scale the windows that hold one
+    of them, `(N, W) bool` on the CPU. `places (S,) int64`: where these stand among all N·W. `inside (N, P) bool`: the
+    region. `groups`: the token rows of whole images, then of each scale's windows.
     """
 
-    needed: Tensor
-    chosen: tuple[Tensor, ...]
-    inside: Tensor
-    places: tuple[Tensor, ...]
-    groups: tuple[Group, ...]
+    key: tuple[object, ...]
+    needed: Tensor = field(compare=False)
+    chosen: tuple[Tensor, ...] = field(compare=False)
+    inside: Tensor = field(compare=False)
+    places: tuple[Tensor, ...] = field(compare=False)
+    groups: tuple[Group, ...] = field(compare=False)
 
 
 class Planner:
@@ -53,7 +55,7 @@ class Planner:
         key = (inside.numpy().tobytes(), len(inside), windows, keep_patches)
         found = self._kept.get(key)
         if found is None:
-            found = self._made(inside, windows=windows, keep_patches=keep_patches)
+            found = self._made(key, inside, windows=windows, keep_patches=keep_patches)
             if len(self._kept) >= _PLANS_KEPT:
                 self._kept.clear()
             self._kept[key] = found
@@ -68,11 +70,12 @@ class Planner:
             Group(part.to(self._device), keep_patches=keep_patches and at == 0) for at, part in enumerate(rows)
         )
 
-    def _made(self, inside: Tensor, *, windows: bool, keep_patches: bool) -> Plan:
+    def _made(self, key: tuple[object, ...], inside: Tensor, *, windows: bool, keep_patches: bool) -> Plan:
         rings = [with_ring(mask) for mask in inside.view(-1, *self._shape.grid_hw).numpy()]
         needed = torch.from_numpy(np.stack(rings)).flatten(1)
         chosen = tuple(covering(needed, patches) for patches in self._windows) if windows else ()
         return Plan(
+            key,
             needed,
             chosen,
             inside.to(self._device),

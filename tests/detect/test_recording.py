@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,17 @@ from inspectd.detect.plans import Plan
 from inspectd.detect.recording import Recordings, _Recorded
 from inspectd.detect.winclip import Detector
 
-NO_PLAN = Plan(torch.ones(1, 1), (), torch.ones(1, 1), (), ())
+NO_PLAN = Plan(("none",), torch.ones(1, 1), (), torch.ones(1, 1), (), ())
 
 
 def brightness(grey: torch.Tensor, _: Plan) -> torch.Tensor:
     """A pass whose result follows every pixel."""
     return grey.float().mean(dim=(1, 2, 3)) / 255
+
+
+def never(*_: object) -> torch.Tensor:
+    """A pass that must not be launched."""
+    raise AssertionError("launched")
 
 
 class Replayed:
@@ -64,12 +70,28 @@ def test_recorded_pass_follows_its_pixels(monkeypatch: pytest.MonkeyPatch):
     assert len(made) == 0
 
 
+def test_recorded_pass_is_found_after_hundreds_of_other_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Frames of ever new sizes push plans out: the one made again for the same regions replays the same graph."""
+    made, grey = recordings(monkeypatch, sound=True), torch.full((1, 3, 4, 4), 51)
+    planner, patches = small_detector(tmp_path)._planner, torch.arange(25)
+
+    def plan(number: int) -> Plan:
+        inside = (torch.tensor(number) >> patches & 1).bool()[None]
+        return planner.plan(inside, windows=True, keep_patches=False)
+
+    made.record(brightness, grey, plan(1))
+    plans = [plan(number) for number in range(2, 302)]
+    assert made.run(never, grey, plan(1)).item() == pytest.approx(0.2)
+    with pytest.raises(AssertionError, match="launched"):
+        made.run(never, grey, plans[0])
+
+
 def test_graph_that_ignores_its_pixels_is_refused(monkeypatch: pytest.MonkeyPatch):
     """It would pass every frame that looks like the first: it is never used, and one line says so."""
     made, grey = recordings(monkeypatch, sound=False), torch.full((1, 3, 4, 4), 51)
     with capture_logs() as lines:
         made.record(brightness, grey, NO_PLAN)
-        made.record(brightness, grey, Plan(torch.ones(1, 1), (), torch.ones(1, 1), (), ()))
+        made.record(brightness, grey, replace(NO_PLAN, key=("another",)))
     assert len(made) == 0
     assert [line["event"] for line in lines] == ["graphs_refused"]
     assert made.run(brightness, 255 - grey, NO_PLAN).item() == pytest.approx(0.8)
