@@ -26,6 +26,9 @@ GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 CPU = torch.device("cpu")
 NEEDS_INT8 = pytest.mark.skipif(not has_int8(), reason="this processor has no VNNI for products of bytes")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+ON_CUDA = [pytest.mark.gpu, NEEDS_CUDA]
+"""The marks of a case that needs a CUDA device."""
+EVERY_DEVICE = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_CUDA)])
 FACTS = Facts(
     detector="winclip",
     backbone="tiny",
@@ -113,28 +116,33 @@ def write_model(folder: Path, name: str = "small", seed: int = 0, **changes: obj
     return config, weights
 
 
-def open_tower(config: Path, weights: Path, precision: Precision = Precision.FP32) -> VisionTower:
+def open_tower(
+    config: Path, weights: Path, precision: Precision = Precision.FP32, *, device: str = "cpu"
+) -> VisionTower:
     """The image tower of a pair of files."""
-    return VisionTower(Checkpoint(weights), read_architecture("x", config).vision, device=CPU, precision=precision)
+    shape = read_architecture("x", config).vision
+    return VisionTower(Checkpoint(weights), shape, device=choose_device(device), precision=precision)
 
 
 def small_detector(
-    folder: Path, precision: Precision = Precision.FP32, *, reuse: ReuseRule | None = None, **settings: Any
+    folder: Path,
+    precision: Precision = Precision.FP32,
+    *,
+    device: str = "cpu",
+    reuse: ReuseRule | None = None,
+    frames_per_pass: int | None = None,
+    **settings: Any,
 ) -> Detector:
-    """A detector on random weights; further keyword arguments are `WinclipConfig`'s."""
-    tower = open_tower(*write_model(folder / "model"), precision)
-    text = torch.randn(2, tower.shape.embedding, generator=torch.Generator().manual_seed(4))
-    return Detector(tower, text, WinclipConfig(**settings), facts=FACTS, reuse=reuse)
+    """A detector on random weights; further keyword arguments are `WinclipConfig`'s.
 
-
-def cuda_detector(folder: Path, precision: Precision, **settings: Any) -> Detector:
-    """The same on the first CUDA device."""
-    device = choose_device("cuda")
-    config, weights = write_model(folder / "model")
-    shape = read_architecture("x", config).vision
-    tower = VisionTower(Checkpoint(weights), shape, device=device, precision=precision)
+    `frames_per_pass`: how many frames with all their windows a pass takes; by default far more than a test has.
+    """
+    tower = open_tower(*write_model(folder / "model"), precision, device=device)
     text = torch.randn(2, tower.shape.embedding, generator=torch.Generator().manual_seed(4))
-    return Detector(tower, text, WinclipConfig(**settings), facts=FACTS)
+    detector = Detector(tower, text, WinclipConfig(**settings), facts=FACTS, reuse=reuse)
+    if frames_per_pass is not None:
+        detector._tokens_per_pass = frames_per_pass * detector._tokens_of_frame(windows=True)
+    return detector
 
 
 def some_crops(count: int, seed: int = 3) -> list[np.ndarray]:
@@ -154,10 +162,10 @@ class Golden:
     def __getitem__(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.arrays[name])
 
-    def tower(self, precision: Precision = Precision.FP32, **changes: Any) -> VisionTower:
+    def tower(self, precision: Precision = Precision.FP32, *, device: str = "cpu", **changes: Any) -> VisionTower:
         """The image tower; `changes` falsify its shape."""
         shape = replace(self.architecture.vision, **changes)
-        return VisionTower(Checkpoint(self.weights), shape, device=CPU, precision=precision)
+        return VisionTower(Checkpoint(self.weights), shape, device=choose_device(device), precision=precision)
 
     def detector(self, tower: VisionTower, **settings: Any) -> Detector:
         """A zero-shot detector with the golden pair of text vectors."""

@@ -75,6 +75,11 @@ class Recordings:
         else:
             self._give_up(f"a replay differs by {differs_by:.3g}")
 
+    def stop(self) -> None:
+        """Gives them up for good: their memory is wanted elsewhere, or they cannot be had."""
+        self._wanted = False
+        self.clear()
+
     def clear(self) -> None:
         """Forgets all recordings, and with them their memory; waits for those that still run."""
         if self._recorded:
@@ -83,8 +88,7 @@ class Recordings:
         self._pool = None
 
     def _give_up(self, error: str) -> None:
-        self._wanted = False
-        self.clear()
+        self.stop()
         get_logger().warning("graphs_refused", device=str(self._device), error=error)
 
     def _record(self, compute: Compute, grey: Tensor, plan: Plan) -> _Recorded:

@@ -178,12 +178,15 @@ class Detector:
                 frames = frames[len(part) :]
 
     def _halve_passes(self, frames: int, error: torch.OutOfMemoryError, *, windows: bool) -> None:
-        """Makes room once in a detector's life: what is short of memory again wants a new process."""
+        """Makes room once in a detector's life: what is short of memory again wants a new process.
+
+        What is recorded goes for good, so that passes of the new size are launched plainly too.
+        """
         if self._halved or frames < 2:
             raise OutOfMemory(f"{self.device}: {frames} frames in a pass: {_first_line(error)}") from error
         self._halved, self._tokens_per_pass = True, frames // 2 * self._tokens_of_frame(windows=windows)
-        self._recordings.clear()
-        get_logger().warning("passes_halved", frames=frames // 2, error=_first_line(error))
+        self._recordings.stop()
+        get_logger().warning("passes_halved", frames=frames // 2, launches="plain", error=_first_line(error))
 
     def memory(self) -> WindowMemory | None:
         """A new memory for one tile of one camera; None where the recipe reuses nothing."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from structlog.testing import capture_logs
-from tests_detect import NEEDS_CUDA, cuda_detector, small_detector, some_crops
+from tests_detect import NEEDS_CUDA, ON_CUDA, small_detector, some_crops
 
 from inspectd.detect.gemm import Precision
 from inspectd.detect.options import Mode
 from inspectd.detect.plans import Plan
+from inspectd.detect.preprocess import Resize
 from inspectd.detect.recording import Recordings, _Recorded
 from inspectd.detect.winclip import Detector
 
@@ -126,13 +130,13 @@ def results(detector: Detector, crops: list[np.ndarray], **settings) -> np.ndarr
 def test_replays_equal_plain_launches_on_a_device(tmp_path: Path, shots: int, precision: Precision):
     """Batches of every size, several passes in flight, pixels that change: recorded passes give what plain ones do."""
     tolerance = 1e-4 if precision is Precision.FP32 else 5e-3
-    detector, crops = cuda_detector(tmp_path, precision), some_crops(20)
+    detector, crops = small_detector(tmp_path, precision, device="cuda", frames_per_pass=7), some_crops(20)
     detector.enroll(some_crops(shots, seed=9))
     plain = results(detector, crops)
     with capture_logs() as lines:
-        for count in range(1, 9):
+        for count in (*range(1, 9), 20):
             detector.rehearse(crops[:count])
-    assert (len(detector._recordings), lines) == (8, [])
+    assert (len(detector._recordings), lines) == (7, [])
     for size in (1, 3, 8, 20, 20):
         replayed = np.concatenate([results(detector, crops[at : at + size]) for at in range(0, 20, size)])
         assert replayed == pytest.approx(plain, abs=tolerance)
@@ -142,47 +146,70 @@ def test_replays_equal_plain_launches_on_a_device(tmp_path: Path, shots: int, pr
 @NEEDS_CUDA
 def test_device_equals_the_cpu(tmp_path: Path):
     """fp32 on a GPU is fp32: upload, resize, tower and scores are those of the CPU."""
-    found = results(cuda_detector(tmp_path, Precision.FP32), some_crops(9))
+    found = results(small_detector(tmp_path, device="cuda"), some_crops(9))
     assert found == pytest.approx(results(small_detector(tmp_path), some_crops(9)), abs=5e-3)  # greys may round apart
 
 
+@contextmanager
+def waits_are_errors() -> Iterator[Callable[[], None]]:
+    """Where the device is waited for, torch raises; what is yielded ends that early."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield lambda: torch.cuda.set_sync_debug_mode("default")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 @NEEDS_CUDA
-def test_batch_waits_for_the_device_once(tmp_path: Path):
-    """Between the first launch and the end of a batch nothing waits: torch would raise."""
-    detector, crops = cuda_detector(tmp_path, Precision.BF16), some_crops(20)
+@pytest.mark.parametrize("rehearsed", [False, True])
+def test_batch_waits_for_the_device_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rehearsed: bool):
+    """Between the first launch of three passes and the end of the batch nothing waits: torch would raise."""
+    detector, crops = small_detector(tmp_path, Precision.BF16, device="cuda", frames_per_pass=7), some_crops(20)
+    if rehearsed:
+        detector.rehearse(crops)
+        assert len(detector._recordings) == 2
     detector.score(crops)
-    synchronize = detector._transfer.wait
-
-    def allowed() -> None:
-        torch.cuda.set_sync_debug_mode("default")
-        synchronize()
-
-    detector._transfer.wait = allowed
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    wait = detector._transfer.wait
+    with waits_are_errors() as no_more:
+        monkeypatch.setattr(detector._transfer, "wait", lambda: (no_more(), wait()))
         detector.score(crops)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.gpu
-@NEEDS_CUDA
-def test_broken_frame_stays_alone_on_a_device(tmp_path: Path):
-    """NaN comes through a recorded pass as NaN, and leaves the frames of other passes alone."""
-    detector = cuda_detector(tmp_path, Precision.BF16)
-    crops = some_crops(4)
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [
+        ("cpu", Precision.FP32),
+        pytest.param("cuda", Precision.FP32, marks=ON_CUDA),
+        pytest.param("cuda", Precision.BF16, marks=ON_CUDA),
+    ],
+)
+def test_broken_frame_stays_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, precision: Precision):
+    """NaN comes through a pass, on a device a recorded one, as NaN, and leaves the frames beside it alone."""
+    detector, crops = small_detector(tmp_path, precision, device=device, resize=Resize.FLOAT), some_crops(4)
     detector.rehearse(crops)
-    assert len(detector._recordings) == 1
-    detector.tower._position[3] = torch.nan
-    assert np.isnan([one.score for one in detector.score(crops)]).all()
+    assert len(detector._recordings) == (device == "cuda")
+    sound, grey = results(detector, crops), detector._grey
+
+    def poisoned(frames: Sequence[object]) -> torch.Tensor:
+        found = grey(frames)
+        found[2, :, 9, 9] = torch.nan
+        return found
+
+    monkeypatch.setattr(detector, "_grey", poisoned)
+    found = results(detector, crops)
+    assert np.isnan(found[2, -1])
+    assert np.delete(found, 2, axis=0) == pytest.approx(np.delete(sound, 2, axis=0), abs=1e-6)
 
 
 @pytest.mark.gpu
 @NEEDS_CUDA
 def test_modes_record_their_passes_on_a_device(tmp_path: Path):
     """In `localise_on_fail` the image pass is recorded, and that of the frames that fail."""
-    detector, crops = cuda_detector(tmp_path, Precision.BF16, mode=Mode.LOCALISE_ON_FAIL), some_crops(3)
+    detector = small_detector(tmp_path, Precision.BF16, device="cuda", mode=Mode.LOCALISE_ON_FAIL)
+    crops = some_crops(3)
     detector.rehearse(crops)
     assert len(detector._recordings) == 2
     assert [one.map is None for one in detector.score(crops, localise_from=2.0)] == [True] * 3

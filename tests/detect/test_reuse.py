@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_detect import small_detector, some_crops
+from tests_detect import EVERY_DEVICE, small_detector, some_crops
 
 from inspectd.detect.options import Mode
 from inspectd.detect.reuse import ReuseRule
@@ -59,11 +59,12 @@ def test_only_windows_that_hold_a_changed_patch_are_computed(tmp_path: Path, mon
     assert computed == [[16, 9], [0, 0], [1, 1], [4, 9]]
 
 
+@EVERY_DEVICE
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_exact_reuse_gives_the_maps_of_computing_everything(tmp_path: Path, shots: int, batch: int):
+def test_exact_reuse_gives_the_maps_of_computing_everything(tmp_path: Path, device: str, shots: int, batch: int):
     """Frames of two cameras in turn, changing here and there: same scores, same maps, at any batch size."""
-    detector = small_detector(tmp_path, reuse=ReuseRule(refresh_every=5))
+    detector = small_detector(tmp_path, device=device, reuse=ReuseRule(refresh_every=5))
     detector.enroll(some_crops(shots, seed=9))
     crops = [picture(0), picture(1)]
     for at in range(6):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_detect import FACTS, NEEDS_INT8, open_tower, small_detector, some_crops, write_model
+from structlog.testing import capture_logs
+from tests_detect import EVERY_DEVICE, FACTS, NEEDS_INT8, open_tower, small_detector, some_crops, write_model
 
 from inspectd.detect.gemm import Precision
 from inspectd.detect.options import Mode, PatchFeature, WinclipConfig
@@ -36,9 +37,8 @@ def test_batch_size_changes_nothing_in_int8(tmp_path: Path):
 @pytest.mark.parametrize("frames_per_pass", [1, 3, 8])
 def test_batch_size_changes_nothing(tmp_path: Path, shots: int, frames_per_pass: int):
     """The same crops give the same scores and maps alone, by three and by eight."""
-    detector, crops = small_detector(tmp_path), some_crops(8)
+    detector, crops = small_detector(tmp_path, frames_per_pass=frames_per_pass), some_crops(8)
     detector.enroll(some_crops(shots, seed=9))
-    detector._tokens_per_pass = frames_per_pass * detector._tokens_of_frame(windows=True)
     alone = [detector.score([crop])[0] for crop in crops]
     for size in (3, 8):
         batched = [one for at in range(0, 8, size) for one in detector.score(crops[at : at + size])]
@@ -63,15 +63,24 @@ class Full:
 NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
 
 
-def test_pass_too_large_for_the_memory_is_halved(tmp_path: Path):
-    """Frames that found no room together are scored by halves, and so are those after them; scores stay the same."""
-    detector, crops = small_detector(tmp_path), some_crops(8)
-    detector._tokens_per_pass = 32 * detector._tokens_of_frame(windows=True)
+@EVERY_DEVICE
+def test_pass_too_large_for_the_memory_is_halved(tmp_path: Path, device: str):
+    """Frames that found no room together are scored by halves, and so are those after them; scores stay the same.
+
+    What was recorded gives its memory up for good, and the one line in the log says so.
+    """
+    detector, crops = small_detector(tmp_path, device=device, frames_per_pass=32), some_crops(8)
     whole = [one.score for one in detector.score(crops)]
-    device = Full(detector, 4, NO_ROOM)
-    assert [one.score for one in detector.score(crops)] == pytest.approx(whole, abs=1e-6)
-    detector.score(crops)
-    assert device.tried == [8, 4, 4, 4, 4]
+    detector.rehearse(crops[:4])
+    assert len(detector._recordings) == (device == "cuda")
+    full = Full(detector, 4, NO_ROOM)
+    with capture_logs() as lines:
+        assert [one.score for one in detector.score(crops)] == pytest.approx(whole, abs=1e-5)
+        detector.score(crops)
+    assert full.tried == [8, 4, 4, 4, 4]
+    assert [(line["event"], line["frames"], line["launches"]) for line in lines] == [("passes_halved", 4, "plain")]
+    detector.rehearse(crops[:4])
+    assert len(detector._recordings) == 0
 
 
 @pytest.mark.parametrize(("crops", "room", "tried"), [(8, 2, [8, 4]), (1, 0, [1])])
@@ -115,19 +124,22 @@ def test_scores_differ_between_crops(tmp_path: Path):
     assert all(one.map.shape == (5, 5) and one.map.std() > 1e-4 for one in scored)
 
 
+@EVERY_DEVICE
 @pytest.mark.parametrize("shots", [0, 2])
-def test_region_gives_the_same_map_inside(tmp_path: Path, shots: int):
-    """Where a region and its ring lie, the map is that of all windows; elsewhere it is 0."""
-    detector, crops = small_detector(tmp_path), some_crops(2)
+def test_region_gives_the_same_map_inside(tmp_path: Path, device: str, shots: int):
+    """Where a region and its ring lie, the map is that of all windows; elsewhere it is 0. So in a recorded pass."""
+    detector, crops = small_detector(tmp_path, device=device), some_crops(2)
+    near = 1e-6 if device == "cpu" else 1e-5  # a GPU's products are other ones for other counts of rows
     detector.enroll(some_crops(shots, seed=9))
     whole = detector.score(crops)
     region = corner(slice(0, 2), slice(3, 5))
+    detector.rehearse(crops, regions=[region, None])
     masked = detector.score(crops, regions=[region, None])
     ring = corner(slice(0, 3), slice(2, 5))
-    assert masked[0].map[ring] == pytest.approx(whole[0].map[ring], abs=1e-6)
+    assert masked[0].map[ring] == pytest.approx(whole[0].map[ring], abs=near)
     assert (masked[0].map[~ring] == 0).all()
-    assert masked[1].map == pytest.approx(whole[1].map, abs=1e-6)
-    assert masked[1].score == pytest.approx(whole[1].score, abs=1e-6)
+    assert masked[1].map == pytest.approx(whole[1].map, abs=near)
+    assert masked[1].score == pytest.approx(whole[1].score, abs=near)
 
 
 def test_region_computes_fewer_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
