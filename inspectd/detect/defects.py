@@ -12,17 +12,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from inspectd.detect.plans import Plan
-from inspectd.detect.windows import harmonic, spread_windows
+from inspectd.detect.windows import Coverage, harmonic, spread_windows
 
 
 def defect_maps(
     windows: Sequence[Tensor],
     plan: Plan,
-    window_patches: Sequence[Tensor],
+    coverages: Sequence[Coverage],
     kinds: Tensor,
     *,
     temperature: float,
-    patch_count: int,
 ) -> Tensor:
     """How near each patch is to each kind, `(N, K, P)`: the softmax over the kinds alone, put together as scores are.
 
@@ -34,8 +33,8 @@ def defect_maps(
         kinds: `(K, E)`, the directions of the kinds' prompts.
     """
     inverse = []
-    for embeddings, mask, places, patches in zip(windows, plan.chosen, plan.places, window_patches, strict=True):
+    for embeddings, mask, places, covered in zip(windows, plan.chosen, plan.places, coverages, strict=True):
         shares = (functional.normalize(embeddings, dim=-1) @ kinds.T / temperature).softmax(dim=-1)
         by_kind = spread_windows(shares, places, mask.shape, 1 / len(kinds)).transpose(1, 2).flatten(0, 1)
-        inverse.append(harmonic(by_kind, patches, patch_count).reciprocal())
-    return (len(inverse) / torch.stack(inverse).sum(dim=0)).view(-1, len(kinds), patch_count)
+        inverse.append(harmonic(by_kind, covered).reciprocal())
+    return (len(inverse) / torch.stack(inverse).sum(dim=0)).view(-1, len(kinds), inverse[0].shape[1])

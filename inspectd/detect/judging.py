@@ -19,7 +19,7 @@ from inspectd.detect.features import Features
 from inspectd.detect.options import WinclipConfig
 from inspectd.detect.plans import Plan
 from inspectd.detect.scoring import References, anomalous_share, association, few_shot_map, zero_shot_map
-from inspectd.detect.windows import harmonic, spread_windows
+from inspectd.detect.windows import Coverage, harmonic, spread_windows
 from inspectd.errors import DetectorError
 
 
@@ -42,13 +42,13 @@ class Scored:
 class Judge:
     """What embeddings are compared with, and how.
 
-    `text (2, E)`: t- and t+; `defects (K, E)`: the kinds' directions; all of unit length. `window_patches`: for each
-    scale `(W, k²)`. All on the device.
+    `text (2, E)`: t- and t+; `defects (K, E)`: the kinds' directions; all of unit length. `coverages`: of each scale's
+    windows. All on the device.
     """
 
     config: WinclipConfig
     grid_hw: tuple[int, int]
-    window_patches: Sequence[Tensor]
+    coverages: Sequence[Coverage]
     text: Tensor
     defects: Tensor | None = None
     references: References | None = None
@@ -83,14 +83,7 @@ class Judge:
     def _kinds(self, features: Features, plan: Plan) -> list[Tensor]:
         if self.defects is None:
             return []
-        maps = defect_maps(
-            features.windows,
-            plan,
-            self.window_patches,
-            self.defects,
-            temperature=self.config.temperature,
-            patch_count=plan.inside.shape[1],
-        )
+        maps = defect_maps(features.windows, plan, self.coverages, self.defects, temperature=self.config.temperature)
         return [maps.flatten(1)]
 
     def _few_shot(self, features: Features, plan: Plan, references: References) -> Tensor:
@@ -103,8 +96,7 @@ class Judge:
 
     def _scale_maps(self, scores: Sequence[Tensor], plan: Plan) -> list[Tensor]:
         """For each scale the scores `(S,)` of the chosen windows spread over the patches, `(N, P)`."""
-        count = plan.inside.shape[1]
         return [
-            harmonic(spread_windows(values, places, mask.shape), patches, count, least=self.config.least_score)
-            for values, places, mask, patches in zip(scores, plan.places, plan.chosen, self.window_patches, strict=True)
+            harmonic(spread_windows(values, places, mask.shape), covered, least=self.config.least_score)
+            for values, places, mask, covered in zip(scores, plan.places, plan.chosen, self.coverages, strict=True)
         ]

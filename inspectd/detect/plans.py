@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from inspectd.detect.architecture import VisionShape
 from inspectd.detect.clip import Group
+from inspectd.detect.upload import uploaded
 from inspectd.detect.windows import covering, with_ring
 
 _PLANS_KEPT = 256
@@ -67,7 +68,7 @@ class Planner:
         whole = torch.arange(frames)[:, None] * length + torch.arange(length)
         rows = [whole, *(_window_rows(mask, self._windows[at], length) for at, mask in enumerate(chosen))]
         return tuple(
-            Group(part.to(self._device), keep_patches=keep_patches and at == 0) for at, part in enumerate(rows)
+            Group(uploaded(part, self._device), keep_patches=keep_patches and at == 0) for at, part in enumerate(rows)
         )
 
     def _made(self, key: tuple[object, ...], inside: Tensor, *, windows: bool, keep_patches: bool) -> Plan:
@@ -78,8 +79,8 @@ class Planner:
             key,
             needed,
             chosen,
-            inside.to(self._device),
-            tuple(mask.flatten().nonzero()[:, 0].to(self._device) for mask in chosen),
+            uploaded(inside, self._device),
+            tuple(uploaded(mask.flatten().nonzero()[:, 0], self._device) for mask in chosen),
             self.groups(chosen, len(inside), keep_patches=keep_patches),
         )
 

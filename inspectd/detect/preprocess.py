@@ -5,6 +5,7 @@ Letters: N crops, H and W the model's input in pixels, h and w a crop's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import cache
@@ -16,7 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from inspectd.detect.architecture import VisionShape
+from inspectd.detect.upload import uploaded
 from inspectd.errors import DetectorError
+
+_KERNEL_BYTES = 48 * 1024
+"""Shared memory that any CUDA device gives a block of threads."""
 
 
 class Resize(StrEnum):
@@ -67,17 +72,29 @@ def _checked(crop_rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _resized(crop_rgb: NDArray[np.uint8], size_hw_px: tuple[int, int], resize: Resize, device: torch.device) -> Tensor:
-    crop = torch.from_numpy(crop_rgb)
-    if device.type == "cuda":
-        crop = crop.pin_memory()  # so that the copy need not be waited for
-    crop = crop.to(device, non_blocking=True).permute(2, 0, 1)[None]
-    if crop_rgb.shape[:2] == size_hw_px:
+    size = crop_rgb.shape[:2]
+    if device.type == "cuda" and not _kernel_takes(size, size_hw_px):
+        return uploaded(_resized(crop_rgb, size_hw_px, resize, torch.device("cpu")), device)
+    crop = uploaded(torch.from_numpy(crop_rgb), device).permute(2, 0, 1)[None]
+    if size == size_hw_px:
         return crop
     if resize is Resize.FLOAT:
         return _bicubic(crop.to(torch.float32), size_hw_px)
     if device.type == "cpu":
         return _bicubic(crop, size_hw_px)  # torch's uint8 path is PIL's arithmetic
     return _bicubic(crop.to(torch.float32), size_hw_px).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _kernel_takes(size_hw_px: tuple[int, ...], into_hw_px: tuple[int, int]) -> bool:
+    """Whether torch's antialiased CUDA kernel can shrink so much: each block keeps its weights in shared memory.
+
+    Of 32 columns and one row, in fp32 (`upsample_gen2d_aa_out_frame` in ATen's UpSampleBilinear2d.cu). A square is too
+    large from about 47 times the model's side; torch then raises an error that is like any other.
+    """
+    down, across = (
+        2 * math.ceil(2 * max(1.0, side / into)) + 1 for side, into in zip(size_hw_px, into_hw_px, strict=True)
+    )
+    return 4 * (32 * across + 33 * down) <= _KERNEL_BYTES
 
 
 def _bicubic(crop: Tensor, size_hw_px: tuple[int, int]) -> Tensor:

@@ -60,9 +60,13 @@ class Recordings:
         recorded = self._recorded.get(plan)
         return compute(grey, plan) if recorded is None else recorded.run(grey)
 
+    def lack(self, plan: Plan) -> bool:
+        """Whether the pass is still to be recorded."""
+        return self._wanted and plan not in self._recorded
+
     def record(self, compute: Compute, grey: Tensor, plan: Plan) -> None:
         """Records the pass of such pixels. One that cannot be recorded, or replays differently, leaves all plain."""
-        if not self._wanted or plan in self._recorded:
+        if not self.lack(plan):
             return
         try:
             recorded = self._record(compute, grey, plan)

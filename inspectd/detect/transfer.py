@@ -23,13 +23,13 @@ class Transfer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        # A stream that is waited for keeps a core busy meanwhile, which captures are in want of.
+        self._arrived = torch.cuda.Event(blocking=True) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def squashed(self, crops_rgb: Sequence[NDArray[np.uint8]], shape: VisionShape, resize: Resize) -> Tensor:
         """`preprocess.squashed` on the device; what is computed from now on waits for it there.
 
         To be kept until `wait` has returned, or the next upload could take its memory while it is read.
-        Each crop goes through page-locked memory of torch's host allocator, which gives a block away again only behind
-        the last copy that read it, so that nothing overwrites pixels that are still on their way.
         """
         if self._uploads is None:
             return squashed(crops_rgb, shape, resize, self._device)
@@ -47,5 +47,6 @@ class Transfer:
 
     def wait(self) -> None:
         """Waits until all that was fetched is here."""
-        if self._uploads is not None:
-            torch.cuda.current_stream(self._device).synchronize()
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(self._device))
+            self._arrived.synchronize()

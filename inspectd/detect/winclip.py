@@ -31,7 +31,7 @@ from inspectd.detect.recording import Recordings
 from inspectd.detect.reuse import Recall, ReuseRule, WindowMemory, distinct
 from inspectd.detect.scoring import References
 from inspectd.detect.transfer import Transfer
-from inspectd.detect.windows import window_patches
+from inspectd.detect.windows import coverage, window_patches
 from inspectd.errors import DetectorError, OutOfMemory
 from inspectd.log import get_logger
 
@@ -68,10 +68,11 @@ class Detector:
         self._judge = Judge(
             config=config,
             grid_hw=tower.shape.grid_hw,
-            window_patches=[patches.to(tower.device) for patches in windows],
+            coverages=[coverage(patches, tower.shape.patch_count, tower.device) for patches in windows],
             text=functional.normalize(text.to(tower.device), dim=-1),
             defects=None if defects is None else functional.normalize(defects.to(tower.device), dim=-1),
         )
+        self._window_patches = [patches.to(tower.device) for patches in windows]
         self._planner = Planner(tower.shape, windows, tower.device)
         self._transfer = Transfer(tower.device)
         self._recordings = Recordings(tower.device)
@@ -92,7 +93,7 @@ class Detector:
     @property
     def window_patches(self) -> Sequence[Tensor]:
         """For each scale the patches of its windows, `(W, k²) int64`."""
-        return self._judge.window_patches
+        return self._window_patches
 
     @property
     def device(self) -> torch.device:
@@ -174,8 +175,12 @@ class Detector:
             frames: Sequence[_Frame] = self._frames(crops_rgb, regions, None)
             while frames:
                 part = self._next_pass(frames, windows=windows)
-                self._recordings.record(self._computed, self._grey(part), self._plan(part, windows=windows))
+                plan = self._plan(part, windows=windows)
+                if self._recordings.lack(plan):  # else no pixels need go up: batches of n frames repeat those before
+                    self._recordings.record(self._computed, self._grey(part), plan)
                 frames = frames[len(part) :]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what only the runs before a recording needed
 
     def _halve_passes(self, frames: int, error: torch.OutOfMemoryError, *, windows: bool) -> None:
         """Makes room once in a detector's life: what is short of memory again wants a new process.

@@ -5,12 +5,14 @@ Letters: N frames, P patches of the grid (row-major), W windows of one scale, k 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 
 def window_patches(grid_hw: tuple[int, int], scale: int, stride: int = 1) -> Tensor:
@@ -57,25 +59,49 @@ def spread_windows(values: Tensor, places: Tensor, shape: torch.Size, fill: floa
     return whole.index_copy_(0, places, values).view(*shape, *values.shape[1:])
 
 
-def harmonic(scores: Tensor, patches: Tensor, patch_count: int, *, least: float = 1e-12) -> Tensor:
+@dataclass(frozen=True, slots=True, eq=False)
+class Coverage:
+    """Which windows hold each patch: the columns of C, as few as they are.
+
+    `windows (M, P) int64`: the holders of each patch in order, M the most that one has, W where there are fewer.
+    `count (P,) float32`: how many there are, which is C 1.
+    """
+
+    windows: Tensor
+    count: Tensor
+
+
+def coverage(patches: Tensor, patch_count: int, device: torch.device | None = None) -> Coverage:
+    """Of the windows `(W, k²)` of `window_patches`.
+
+    >>> coverage(window_patches((1, 3), 1)[:2], 3).windows.tolist()
+    [[0, 1, 2]]
+    """
+    holders: list[list[int]] = [[] for _ in range(patch_count)]
+    for window, held in enumerate(patches.tolist()):
+        for patch in held:
+            holders[patch].append(window)
+    most = max(map(len, holders))
+    padded = torch.tensor([[*windows, *[len(patches)] * (most - len(windows))] for windows in holders])
+    count = torch.tensor([float(len(windows)) for windows in holders])
+    return Coverage(padded.T.contiguous().to(device), count.to(device))
+
+
+def harmonic(scores: Tensor, covered: Coverage, *, least: float = 1e-12) -> Tensor:
     """Harmonic mean of the scores of all windows that hold a patch (WinCLIP, equation 3).
 
     Args:
         scores: `(N, W) float32`, one per window.
-        patches: `(W, k²)` from `window_patches`.
-        patch_count: P.
+        covered: by which windows each patch is held.
         least: scores are raised to it first: a query equal to a reference gives tiny values of either sign.
 
     Returns:
         `(N, P) float32`: (C 1) / (C (1 / scores)) with the coverage C `(P, W)`, which is never built, so that one
-        score that is not finite spoils its own patches alone.
+        score that is not finite spoils its own patches alone. The order of each sum is fixed, on a GPU too.
 
-    >>> harmonic(torch.tensor([[0.5, 0.25]]), window_patches((1, 3), 1)[:2], 3)[0, :2].tolist()
+    >>> harmonic(torch.tensor([[0.5, 0.25]]), coverage(window_patches((1, 3), 1)[:2], 3))[0, :2].tolist()
     [0.5, 0.25]
     """
     inverse = scores.clamp(min=least).reciprocal() if least > 0 else scores.reciprocal()
-    members = patches.flatten()
-    spread = inverse.repeat_interleave(patches.shape[1], dim=1)
-    total = torch.zeros(len(scores), patch_count, device=scores.device).index_add_(1, members, spread)
-    count = torch.zeros(patch_count, device=scores.device).index_add_(0, members, torch.ones_like(spread[0]))
-    return count / total
+    held = functional.pad(inverse, (0, 1)).index_select(1, covered.windows.flatten())
+    return covered.count / held.view(len(scores), *covered.windows.shape).sum(dim=1)

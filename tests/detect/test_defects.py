@@ -14,9 +14,10 @@ from inspectd.detect.defects import defect_maps
 from inspectd.detect.options import Mode, WinclipConfig
 from inspectd.detect.plans import Plan, Planner
 from inspectd.detect.winclip import Detector
-from inspectd.detect.windows import harmonic, window_patches
+from inspectd.detect.windows import coverage, harmonic, window_patches
 
 PATCHES = [window_patches((5, 5), scale) for scale in (2, 3)]
+COVERAGES = [coverage(patches, 25) for patches in PATCHES]
 COUNTS = [len(patches) for patches in PATCHES]
 
 
@@ -34,7 +35,7 @@ def test_patch_is_nearest_to_the_kind_of_the_windows_that_hold_it(tmp_path: Path
         scale = torch.zeros(side, side, 3)
         scale[:, : side // 2, 0] = scale[:, side // 2 :, 2] = 1.0
         embeddings.append(scale.flatten(0, 1))
-    found = defect_maps(embeddings, every_window(tmp_path, 1), PATCHES, kinds, temperature=0.07, patch_count=25)
+    found = defect_maps(embeddings, every_window(tmp_path, 1), COVERAGES, kinds, temperature=0.07)
     nearest = found.argmax(dim=1).view(5, 5)
     assert (nearest[:, 0] == 0).all()
     assert (nearest[:, 4] == 2).all()
@@ -45,10 +46,10 @@ def test_maps_are_the_harmonic_means_of_each_kind(tmp_path: Path):
     random = torch.Generator().manual_seed(2)
     embeddings = [torch.randn(2 * count, 6, generator=random) for count in COUNTS]
     kinds = torch.nn.functional.normalize(torch.randn(4, 6, generator=random), dim=-1)
-    found = defect_maps(embeddings, every_window(tmp_path, 2), PATCHES, kinds, temperature=0.5, patch_count=25)
+    found = defect_maps(embeddings, every_window(tmp_path, 2), COVERAGES, kinds, temperature=0.5)
     unit = [torch.nn.functional.normalize(rows, dim=-1) for rows in embeddings]
     shares = [(rows @ kinds.T / 0.5).softmax(dim=1)[:, 3] for rows in unit]
-    maps = [harmonic(own.view(2, -1), patches, 25) for own, patches in zip(shares, PATCHES, strict=True)]
+    maps = [harmonic(own.view(2, -1), covered) for own, covered in zip(shares, COVERAGES, strict=True)]
     assert found.shape == (2, 4, 25)
     assert found[:, 3] == pytest.approx(2 / (1 / maps[0] + 1 / maps[1]), rel=1e-5)
 

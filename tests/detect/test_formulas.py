@@ -11,7 +11,7 @@ import torch
 
 from inspectd.detect.prompts import ANOMALIB_TEMPLATES, TEMPLATES, compose
 from inspectd.detect.scoring import FewShotMap, anomalous_share, association, few_shot_map, zero_shot_map
-from inspectd.detect.windows import covering, harmonic, window_patches, with_ring
+from inspectd.detect.windows import coverage, covering, harmonic, window_patches, with_ring
 
 
 @pytest.mark.parametrize("module", ["prompts", "reuse", "scoring", "windows"])
@@ -44,7 +44,7 @@ def test_harmonic_equals_the_coverage_matrix():
     scores = torch.rand(2, len(patches)) + 0.01
     cover = torch.zeros(24, len(patches)).scatter_(0, patches.T, 1.0)
     expected = cover.sum(dim=1) / ((1 / scores) @ cover.T)
-    assert harmonic(scores, patches, 24) == pytest.approx(expected, rel=1e-5)
+    assert harmonic(scores, coverage(patches, 24)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_window_score_that_is_not_finite_spoils_its_own_patches_alone():
@@ -52,13 +52,13 @@ def test_window_score_that_is_not_finite_spoils_its_own_patches_alone():
     patches = window_patches((4, 4), 2)
     scores = torch.full((1, 9), 0.5)
     scores[0, 0] = torch.nan
-    found = harmonic(scores, patches, 16)[0].isnan().nonzero().flatten().tolist()
+    found = harmonic(scores, coverage(patches, 16))[0].isnan().nonzero().flatten().tolist()
     assert found == [0, 1, 4, 5]
 
 
 def test_query_equal_to_a_reference_is_clamped():
     """Tiny scores of either sign become one tiny positive score."""
-    found = harmonic(torch.tensor([[-6e-8, 0.0, 6e-8]]), torch.tensor([[0], [1], [2]]), 3)
+    found = harmonic(torch.tensor([[-6e-8, 0.0, 6e-8]]), coverage(torch.tensor([[0], [1], [2]]), 3))
     assert found[0].tolist() == pytest.approx([1e-12, 1e-12, 6e-8])
 
 

@@ -67,7 +67,7 @@ def embeddings(features: Features) -> dict[str, torch.Tensor]:
 
 def grid_of(scores: torch.Tensor, detector: Detector, scale_at: int) -> torch.Tensor:
     """The harmonic map of one scale, by whatever function the detector uses."""
-    return judging.harmonic(scores, detector.window_patches[scale_at], 225).view(-1, 15, 15)
+    return judging.harmonic(scores, detector._judge.coverages[scale_at]).view(-1, 15, 15)
 
 
 def differences(values: Golden, detector: Detector, tower: VisionTower) -> dict[str, float]:
@@ -152,8 +152,8 @@ def test_missing_image_scale_is_noticed(monkeypatch: pytest.MonkeyPatch):
 def test_arithmetic_mean_is_noticed(monkeypatch: pytest.MonkeyPatch):
     """Window scores averaged arithmetically differ from the golden values."""
 
-    def arithmetic(scores, patches, patch_count, **_):
-        cover = torch.zeros(patch_count, len(patches)).scatter_(0, patches.T, 1.0)
+    def arithmetic(scores, covered, **_):
+        cover = torch.zeros(225, scores.shape[1] + 1).scatter_(1, covered.windows.T, 1.0)[:, :-1]
         return scores @ cover.T / cover.sum(dim=1)
 
     values = golden()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_detect import CPU, model_config
+from tests_detect import CPU, EVERY_DEVICE, model_config
 
 from inspectd.detect.architecture import CLIP_MEAN, CLIP_STD, VisionShape, _architecture
-from inspectd.detect.preprocess import Resize, prepare, upsample_map
+from inspectd.detect.build import choose_device
+from inspectd.detect.preprocess import Resize, _kernel_takes, prepare, upsample_map
 from inspectd.errors import DetectorError
 
 
@@ -49,6 +50,29 @@ def test_channels_keep_their_order_on_a_grid_that_is_not_square(shape: VisionSha
     assert found.shape == (1, 3, 24, 64)
     expected = [(value - mean) / std for value, mean, std in zip((1, 0, 0), CLIP_MEAN, CLIP_STD, strict=True)]
     assert found[0, :, 3, 3].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size_hw_px", "fits"),
+    [
+        ((4000, 6000), True),
+        ((11_000, 11_000), True),
+        ((12_000, 12_000), False),
+        ((100, 22_000), True),
+        ((60_000, 50), False),
+    ],
+)
+def test_what_is_too_large_for_the_kernel_of_a_gpu_is_known_before(size_hw_px: tuple[int, int], fits: bool):
+    """Into 240 x 240 pixels: up to about 47 times the side of a square, more along one side alone."""
+    assert _kernel_takes(size_hw_px, (240, 240)) is fits
+
+
+@EVERY_DEVICE
+def test_huge_crop_is_resized(shape: VisionShape, device: str):
+    """A crop 60 times as large as the model's input, beyond a GPU's kernel, becomes what the CPU makes of it."""
+    crop = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
+    found = prepare([crop], shape, Resize.UINT8, choose_device(device)).cpu()
+    assert found == pytest.approx(prepare([crop], shape, Resize.UINT8, CPU), abs=1e-6)
 
 
 @pytest.mark.parametrize(

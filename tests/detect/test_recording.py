@@ -118,6 +118,18 @@ def test_rehearsal_records_nothing_on_a_cpu(tmp_path: Path):
     assert len(detector._recordings) == 0
 
 
+def test_pixels_go_up_once_for_each_pass_that_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Batches of 1 to 8 frames in passes of 3 are three passes: the others are known before any pixel goes up."""
+    detector, crops = small_detector(tmp_path, frames_per_pass=3), some_crops(8)
+    detector.tower.fused, detector._recordings = True, recordings(monkeypatch, sound=True)
+    uploads, grey = [], detector._grey
+    monkeypatch.setattr(detector, "_computed", brightness)
+    monkeypatch.setattr(detector, "_grey", lambda frames: uploads.append(len(frames)) or grey(frames))
+    for count in range(1, 9):
+        detector.rehearse(crops[:count])
+    assert (uploads, len(detector._recordings)) == ([1, 2, 3], 3)
+
+
 def results(detector: Detector, crops: list[np.ndarray], **settings) -> np.ndarray:
     """Scores and maps in one array."""
     return np.stack([np.append(one.map.ravel(), one.score) for one in detector.score(crops, **settings)])
@@ -176,6 +188,29 @@ def test_batch_waits_for_the_device_once(tmp_path: Path, monkeypatch: pytest.Mon
     with waits_are_errors() as no_more:
         monkeypatch.setattr(detector._transfer, "wait", lambda: (no_more(), wait()))
         detector.score(crops)
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_new_regions_are_planned_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The indices of a plan go up as pixels do: a region that was never seen before holds up nothing."""
+    detector, crops = small_detector(tmp_path, Precision.BF16, device="cuda"), some_crops(2)
+    region = np.zeros((5, 5), dtype=bool)
+    region[1, 2] = True
+    detector.score(crops)
+    wait = detector._transfer.wait
+    with waits_are_errors() as no_more:
+        monkeypatch.setattr(detector._transfer, "wait", lambda: (no_more(), wait()))
+        detector.score(crops, regions=[region, ~region])
+
+
+@pytest.mark.gpu
+@NEEDS_CUDA
+def test_batch_is_the_same_to_the_bit_on_a_device(tmp_path: Path):
+    """No sum depends on which thread comes first."""
+    detector, crops = small_detector(tmp_path, device="cuda"), some_crops(8)
+    first = results(detector, crops)
+    assert all(np.array_equal(results(detector, crops), first) for _ in range(5))
 
 
 @pytest.mark.parametrize(
