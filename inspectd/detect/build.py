@@ -105,12 +105,6 @@ def _embeddings(
     return [cache.get(key, partial(embed, classes))["text"] for key, classes in wanted.items()]
 
 
-def use_threads(threads: int | None) -> None:
-    """How many CPU threads the model may use in this process; None leaves torch's own choice."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
 def set_threads(threads: int | None) -> int:
     """Sets torch's CPU threads for the whole process, None leaves its own choice; returns how many there are."""
     if threads is not None:
@@ -138,16 +132,18 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_precision(precision: str, device: torch.device) -> Precision:
-    """`auto` is fp32 on a CPU (exact, and what the golden values are measured in) and bf16 on a GPU.
+    """`auto` is fp32 on a CPU (exact, and what the golden values are measured in), bf16 on a GPU, fp16 on one without.
 
     Raises:
         ConfigError: the device has no such precision.
     """
+    fit = precisions_of(device)
     if precision == "auto":
-        return Precision.FP32 if device.type == "cpu" else Precision.BF16
+        on_gpu = Precision.BF16 if Precision.BF16 in fit else Precision.FP16
+        return Precision.FP32 if device.type == "cpu" else on_gpu
     if precision not in list(Precision):
         raise ConfigError(f"worker.precision {precision!r}: expected {', '.join(Precision)} or auto")
-    chosen, fit = Precision(precision), precisions_of(device)
+    chosen = Precision(precision)
     if chosen not in fit:
         raise ConfigError(
             f"worker.precision {precision!r} is not for this {device.type} device; use {', '.join(fit)} or auto"
@@ -156,9 +152,14 @@ def choose_precision(precision: str, device: torch.device) -> Precision:
 
 
 def precisions_of(device: torch.device) -> tuple[Precision, ...]:
-    """The precisions that a device has."""
+    """The precisions that a device has. GPUs before Ampere have no TF32 and emulate bf16, slower than fp16."""
     if device.type == "cuda":
-        return tuple(one for one in Precision if one is not Precision.INT8)
+        lacking = {Precision.INT8}
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            lacking.add(Precision.TF32)
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            lacking.add(Precision.BF16)
+        return tuple(one for one in Precision if one not in lacking)
     return (Precision.FP32, Precision.BF16, *((Precision.INT8,) if has_int8() else ()))
 
 

@@ -42,14 +42,3 @@ def gflop_per_frame(
         total += sequences * 4 * kept * length * width
         total += sequences * 2 * width * shape.embedding
     return total / 1e9
-
-
-def gflop_naive(shape: VisionShape, scales: Sequence[int]) -> float:
-    """GFLOP of the same frame without any saving, as other implementations run it."""
-    width, tower = shape.width, 0.0
-    spans = [(1, 1 + shape.patch_count)]
-    spans += [(len(window_patches(shape.grid_hw, scale)), 1 + scale * scale) for scale in scales]
-    for sequences, length in spans:
-        per_token = 8 * width * width + 4 * width * shape.mlp_width + 4 * length * width
-        tower += shape.layers * sequences * length * per_token
-    return tower / 1e9

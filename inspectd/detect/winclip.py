@@ -221,10 +221,19 @@ class Detector:
         self.identity = self._facts.identity(pixels_sha256)
 
     def in_mode(self, mode: Mode) -> Detector:
-        """The same zero-shot detector, on the same tower, in another mode."""
+        """The same detector without its references, on the same tower, in another mode."""
         config = replace(self.config, mode=mode)
         facts = replace(self._facts, config={**self._facts.config, "mode": mode})
-        return Detector(self.tower, self.text, config, facts=facts, cache=self._cache, beat=self._beat)
+        return Detector(
+            self.tower,
+            self.text,
+            config,
+            facts=facts,
+            cache=self._cache,
+            defects=self._judge.defects,
+            reuse=self._reuse,
+            beat=self._beat,
+        )
 
     def use_references(self, references: References | None) -> None:
         """Compares with a bank made elsewhere, or with none. For benchmarks: the identity knows nothing of it."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspectd.detect.build import build_detector, use_threads
+from inspectd.detect.build import build_detector, choose_device, set_threads
 from inspectd.errors import ConfigError
 from inspectd.images import encode_label_png
 from inspectd.inspection import CropDetector, Crops, Inspector, Moment
@@ -93,6 +93,8 @@ class Worker:
         get_logger().info(
             "worker_ready",
             models=[inspector.identity.backbone for inspector in self._inspectors],
+            precision=[inspector.identity.precision for inspector in self._inspectors],
+            device=str(choose_device(self._charge.settings.worker.device)),
             frame_ms=round(self._batcher.frame_ns / 1e6, 1),
         )
         while not self._life.stopping:
@@ -120,7 +122,7 @@ class Worker:
         """Builds one inspector for each different recipe and attaches every camera's ring."""
         self._life.heart.limit(LOADING_LIMIT_NS)
         settings = self._charge.settings
-        use_threads(settings.worker.threads)
+        set_threads(settings.worker.threads)
         groups: dict[str, int] = {}
         stations = []
         for index, name in enumerate(settings.cameras):

@@ -193,6 +193,29 @@ def test_8_bits_are_refused_where_their_sums_would_overflow(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
+    ("capability", "fit", "auto"),
+    [
+        ((7, 5), [Precision.FP32, Precision.FP16], Precision.FP16),
+        ((8, 0), [Precision.FP32, Precision.TF32, Precision.BF16, Precision.FP16], Precision.BF16),
+    ],
+)
+def test_gpu_gets_no_precision_that_it_would_emulate(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fit: list[Precision], auto: Precision
+):
+    """A Turing card takes bf16 from torch and is many times slower in it, and TF32 would be fp32 under another name."""
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or capability >= (8, 0)
+    )
+    assert list(build.precisions_of(cuda)) == fit
+    assert build.choose_precision("auto", cuda) is auto
+    if Precision.BF16 not in fit:
+        with pytest.raises(ConfigError, match="'bf16' is not for this cuda device; use fp32, fp16 or auto"):
+            build.choose_precision("bf16", cuda)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ('[prompts.defects]\nscratch = ["scratched {}"]', "prompts.defects: .*at least two kinds"),

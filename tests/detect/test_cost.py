@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from inspectd.detect.architecture import read_architecture
-from inspectd.detect.cost import gflop_naive, gflop_per_frame
+from inspectd.detect.architecture import VisionShape, read_architecture
+from inspectd.detect.cost import gflop_per_frame
+from inspectd.detect.windows import window_patches
 
 VISION = read_architecture("ViT-B-16-plus-240").vision
+
+
+def gflop_naive(shape: VisionShape, scales: Sequence[int]) -> float:
+    """GFLOP of the same frame without any saving, as other implementations run it."""
+    width, tower = shape.width, 0.0
+    spans = [(1, 1 + shape.patch_count)]
+    spans += [(len(window_patches(shape.grid_hw, scale)), 1 + scale * scale) for scale in scales]
+    for sequences, length in spans:
+        per_token = 8 * width * width + 4 * width * shape.mlp_width + 4 * length * width
+        tower += shape.layers * sequences * length * per_token
+    return tower / 1e9
 
 
 def test_naive_work_is_the_specifications():

@@ -13,6 +13,7 @@ from inspectd.detect.architecture import read_architecture
 from inspectd.detect.defects import defect_maps
 from inspectd.detect.options import Mode, WinclipConfig
 from inspectd.detect.plans import Plan, Planner
+from inspectd.detect.reuse import ReuseRule
 from inspectd.detect.winclip import Detector
 from inspectd.detect.windows import coverage, harmonic, window_patches
 
@@ -54,10 +55,18 @@ def test_maps_are_the_harmonic_means_of_each_kind(tmp_path: Path):
     assert found[:, 3] == pytest.approx(2 / (1 / maps[0] + 1 / maps[1]), rel=1e-5)
 
 
-def detector_of(folder: Path, defects: torch.Tensor | None, **settings) -> Detector:
+def test_another_mode_keeps_kinds_and_reuse(tmp_path: Path):
+    """What a detector was built with is not lost with its mode."""
+    kinds = torch.randn(2, 24, generator=torch.Generator().manual_seed(1))
+    detector = detector_of(tmp_path, kinds, reuse=ReuseRule()).in_mode(Mode.LOCALISE_ON_FAIL)
+    assert detector.memory() is not None
+    assert detector.score(some_crops(1))[0].defects.shape == (2, 5, 5)
+
+
+def detector_of(folder: Path, defects: torch.Tensor | None, reuse: ReuseRule | None = None, **settings) -> Detector:
     tower = open_tower(*write_model(folder))
     text = torch.randn(2, tower.shape.embedding, generator=torch.Generator().manual_seed(4))
-    return Detector(tower, text, WinclipConfig(**settings), facts=FACTS, defects=defects)
+    return Detector(tower, text, WinclipConfig(**settings), facts=FACTS, defects=defects, reuse=reuse)
 
 
 @pytest.mark.parametrize("shots", [0, 2])
