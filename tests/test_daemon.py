@@ -97,7 +97,7 @@ def test_paced_video_is_inspected_in_its_own_time(make_daemon: MakeDaemon) -> No
 
 
 def test_heartbeats_and_events_follow_their_schemas(make_daemon: MakeDaemon, tmp_path: Path) -> None:
-    """Every heartbeat and event validates; the state goes from starting to ready to stopping."""
+    """Every heartbeat and event validates; from starting to ready to stopping. The log names what the model runs in."""
     daemon = make_daemon({"cam1": file_camera(a_clip(tmp_path / "clip.mp4", 10))})
     with running(daemon) as subscriber:
         subscriber.until(lambda seen: seen.ended("cam1") is not None and seen.state == "ready")
@@ -119,6 +119,10 @@ def test_heartbeats_and_events_follow_their_schemas(make_daemon: MakeDaemon, tmp
         "last_seq": 10,
         "recipe_sha256": seen.verdicts[0]["recipe"]["sha256"],
     }
+    lines = [json.loads(line) for line in daemon.log().splitlines() if line.startswith("{")]
+    assert [(line["precision"], line["device"]) for line in lines if line["event"] == "worker_ready"] == [
+        (["fp32"], "cpu")
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
