@@ -273,8 +273,15 @@ class Supervisor:
         get_logger().warning("child_died", child=child.name, exit_code=code, retry_in_s=pause_s)
         if child.stage is Stage.WORKER:  # what it held is lost: the publisher answers it now, not at the next spawn
             self._table.worker_generation = child.generation + 1
-        if child.stage is Stage.CAPTURE and child.restarts.many:
-            self._view(child.camera).state = CameraState.LOST
+        if child.stage is Stage.CAPTURE:
+            self._note_blind(self._view(child.camera), for_long=child.restarts.many)
+
+    def _note_blind(self, view: CameraView, *, for_long: bool) -> None:
+        """A camera without a capture is not ready, whatever that one had said."""
+        if for_long:
+            view.state = CameraState.LOST
+        elif view.state is CameraState.READY:
+            view.state = CameraState.STARTING
 
     def _open_when_ready(self) -> None:
         """Lets cameras accept once the model is warm and somebody can answer; then whatever happens is answered."""

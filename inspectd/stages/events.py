@@ -52,16 +52,23 @@ class Told(Protocol):
     capture_generation: int
 
 
+class ToldOfDaemon(Protocol):
+    """The same of the daemon as a whole."""
+
+    worker_generation: int
+    journal_failed: int
+
+
 class EventWatch:
-    """Remembers the last look, and in `told` what was told of each camera.
+    """Holds each look against what was told before.
 
     Args:
-        first: the look to start from, but for the cameras.
-        told: by the camera's name, as the last publisher left it.
+        daemon: as the last publisher left it.
+        told: the same by the camera's name.
     """
 
-    def __init__(self, first: Look, told: Mapping[str, Told]) -> None:
-        self._last = first
+    def __init__(self, daemon: ToldOfDaemon, told: Mapping[str, Told]) -> None:
+        self._daemon = daemon
         self._ended: set[str] = set()
         self._told = told
         self._told_ns = 0
@@ -76,14 +83,15 @@ class EventWatch:
             events += self._camera_changes(camera)
         if counts_due:
             self._told_ns = now_ns
-        self._last = look
         return events
 
     def _daemon_changes(self, look: Look) -> list[Event]:
-        events = []
-        if look.worker_generation != self._last.worker_generation:
+        events, told = [], self._daemon
+        generation, had_failed = told.worker_generation, bool(told.journal_failed)
+        told.worker_generation, told.journal_failed = look.worker_generation, not look.journal_healthy
+        if look.worker_generation != generation > 0:
             events.append(_event(EventKind.WORKER_RESTARTED, None))
-        if look.journal_healthy != self._last.journal_healthy:
+        if look.journal_healthy == had_failed:
             kind = EventKind.JOURNAL_BACK if look.journal_healthy else EventKind.JOURNAL_FAILED
             events.append(_event(kind, None))
         return events

@@ -97,7 +97,7 @@ class Publisher:
         self._open_sockets()
         self._worker_generation = self._table.worker_generation
         told = {name: self._table.told(index) for index, name in enumerate(self._table.cameras)}
-        self._events = EventWatch(self._condition.look(), told)
+        self._events = EventWatch(self._table.told_of_daemon, told)
         self._turned_ns = self._born_ns
         self._valve = Valve(resident_bytes())
         self._beat_due_ns = 0

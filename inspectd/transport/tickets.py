@@ -30,7 +30,7 @@ from inspectd.transport.rows import (
 )
 
 MAGIC = 0x494E_5350_5449_434B
-VERSION = 6
+VERSION = 7
 ROWS = 1024
 HEAD_WORDS = 16
 CHILD_WORDS = 16
@@ -241,6 +241,13 @@ class Told(_Record):
     capture_generation = _Word(3)
 
 
+class ToldOfDaemon(_Record):
+    """What events have said of the daemon as a whole."""
+
+    worker_generation = _Word(0)
+    journal_failed = _Word(1)
+
+
 class Table:
     """The table of one daemon.
 
@@ -269,7 +276,9 @@ class Table:
             CameraView(place, rows if self.readable else words[:0], counts[2])
             for place, rows in _camera_places(words, *counts)
         ]
-        self._told = [Told(place) for place in _told_places(words, counts[0])] if self.readable else []
+        told = _told_places(words, counts[0]) if self.readable else []
+        self._told = [Told(place) for place in told[:-1]]
+        self._told_of_daemon = [ToldOfDaemon(place) for place in told[-1:]]
         self.session = _name(words, SESSION_WORDS)
         self.cameras = tuple(_name(view.words, CAMERA_NAME_WORDS) for view in self._cameras)
         self.started_ns = self._head.started_ns
@@ -324,6 +333,11 @@ class Table:
     def told(self, index: int) -> Told:
         """What was told of one camera."""
         return self._told[index]
+
+    @property
+    def told_of_daemon(self) -> ToldOfDaemon:
+        """What was told of the daemon as a whole."""
+        return self._told_of_daemon[0]
 
     def child(self, index: int) -> ChildView:
         """The view of one process."""
@@ -389,13 +403,15 @@ class Table:
 
     def close(self) -> None:
         """Lets go of the mapping, once no view of it is in use any more."""
-        self._children, self._cameras, self._told = [], [], []
+        self._children, self._cameras, self._told, self._told_of_daemon = [], [], [], []
         self._segment.close()
 
 
 def _size(cameras: int, children: int, rows: int) -> int:
     """The words of a table."""
-    return HEAD_WORDS + children * CHILD_WORDS + cameras * (CAMERA_WORDS + rows * ROW_WORDS + TOLD_WORDS)
+    return (
+        HEAD_WORDS + children * CHILD_WORDS + cameras * (CAMERA_WORDS + rows * ROW_WORDS) + (cameras + 1) * TOLD_WORDS
+    )
 
 
 def _child_places(words: Words, children: int) -> list[Words]:
@@ -416,9 +432,9 @@ def _camera_places(words: Words, cameras: int, children: int, rows: int) -> list
 
 
 def _told_places(words: Words, cameras: int) -> list[Words]:
-    """They stand at the end, behind all places that another version may have, too."""
-    first = len(words) - cameras * TOLD_WORDS
-    return [words[first + index * TOLD_WORDS : first + (index + 1) * TOLD_WORDS] for index in range(cameras)]
+    """They stand at the end, behind all places that another version may have, too; the daemon's is the last."""
+    first = len(words) - (cameras + 1) * TOLD_WORDS
+    return [words[first + index * TOLD_WORDS : first + (index + 1) * TOLD_WORDS] for index in range(cameras + 1)]
 
 
 def _put_name(words: Words, place: slice, name: str) -> None:

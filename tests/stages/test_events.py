@@ -30,8 +30,16 @@ class Told:
     capture_generation: int = 1
 
 
-def a_watch(told: Told | None = None) -> EventWatch:
-    return EventWatch(LOOK, {"cam1": told or Told()})
+@dataclass
+class ToldOfDaemon:
+    """The words of the table on the daemon as a whole."""
+
+    worker_generation: int = 1
+    journal_failed: int = 0
+
+
+def a_watch(told: Told | None = None, daemon: ToldOfDaemon | None = None) -> EventWatch:
+    return EventWatch(daemon or ToldOfDaemon(), {"cam1": told or Told()})
 
 
 def changes(watch: EventWatch, now_ns: int = LATER_NS, look: Look = LOOK, **camera: object) -> list[tuple[str, dict]]:
@@ -85,7 +93,7 @@ def test_what_nobody_told_is_told_by_the_next_publisher() -> None:
 
 def test_a_camera_that_starts_is_no_event() -> None:
     """Nothing was told yet: from nothing to its first process and frame nothing has happened that is worth a word."""
-    assert changes(a_watch(Told(CameraState.STARTING, capture_generation=0))) == []
+    assert changes(a_watch(Told(CameraState.STARTING, capture_generation=0), ToldOfDaemon(worker_generation=0))) == []
 
 
 def test_restarts_and_the_journal() -> None:
@@ -94,3 +102,14 @@ def test_restarts_and_the_journal() -> None:
     broken = replace(LOOK, worker_generation=2, journal_healthy=False)
     told = changes(watch, look=broken, capture_generation=2)
     assert told == [("worker_restarted", {}), ("journal_failed", {}), ("capture_restarted", {})]
+    assert changes(watch, look=broken, capture_generation=2) == []
+    assert changes(watch, look=replace(broken, journal_healthy=True), capture_generation=2) == [("journal_back", {})]
+
+
+def test_what_became_of_worker_and_journal_without_a_publisher_is_told() -> None:
+    """A worker that was replaced, and a disk that is well again, between two publishers; once."""
+    daemon = ToldOfDaemon()
+    assert changes(a_watch(daemon=daemon), look=replace(LOOK, journal_healthy=False)) == [("journal_failed", {})]
+    healed = replace(LOOK, worker_generation=2)
+    assert changes(a_watch(daemon=daemon), look=healed) == [("worker_restarted", {}), ("journal_back", {})]
+    assert changes(a_watch(daemon=daemon), look=healed) == []

@@ -180,13 +180,16 @@ def test_a_pass_that_is_held_up_before_its_send_is_late_in_the_journal_too(scene
 
 
 def test_what_happened_while_no_publisher_lived_is_told(scene: Scene) -> None:
-    """Frames that were skipped and a camera that was lost: its successor tells what the dead one had not."""
+    """Frames that were skipped, a camera that was lost, a worker that was replaced, a journal that is well again: its
+    successor tells what the dead one had not."""
     scene.table.told(0).frames_skipped = 3
+    scene.table.told_of_daemon.worker_generation, scene.table.worker_generation = 1, 2
+    scene.table.told_of_daemon.journal_failed = 1
     scene.view.frames_skipped, scene.view.state = 10, CameraState.LOST
     with scene.publisher() as subscriber:
-        seen = subscriber.until(lambda seen: len(seen.events) >= 3)
+        seen = subscriber.until(lambda seen: len(seen.events) >= 5)
     told = {each["kind"]: each for each in seen.events}
-    assert set(told) == {"publisher_restarted", "frames_skipped", "camera_lost"}
+    assert set(told) == {"publisher_restarted", "worker_restarted", "journal_back", "frames_skipped", "camera_lost"}
     assert told["frames_skipped"]["count"] == 7
 
 
