@@ -17,12 +17,15 @@ from torch.nn import functional
 from inspectd.detect.architecture import TextShape, TowerShape, VisionShape
 from inspectd.detect.checkpoint import Weights
 from inspectd.detect.gemm import COMPUTE_DTYPE, Precision, addition, linear
-from inspectd.detect.window_attention import WindowAttention, window_attention
+from inspectd.detect.kernels import Normalise, WindowAttention, fused_norm, window_attention
 
 Beat = Callable[[], None]
 
-_ROWS_IN_CACHE = 1024
-"""About so many rows of the MLP's hidden layer still lie in a CPU's cache; a GPU takes all rows at once."""
+_MLP_ROWS_CPU = 1024
+"""About so many rows of the MLP's hidden layer still lie in a CPU's cache."""
+_MLP_ROWS_GPU = 1 << 30
+"""A GPU takes all rows at once. The alternative, to be measured on a card: parts whose hidden layer stays in its L2,
+which for an H200's are about 4,700 rows of 3584 numbers in bf16."""
 _SHORT = 64
 """Tokens of a sequence up to which plain products beat torch's fused attention on a CPU: every window's."""
 
@@ -51,7 +54,11 @@ class Group:
 
 
 class Block:
-    """One pre-norm residual attention block: x += out(attention(qkv(ln_1 x))); x += proj(act(fc(ln_2 x)))."""
+    """One pre-norm residual attention block: x += out(attention(qkv(ln_1 x))); x += proj(act(fc(ln_2 x))).
+
+    Where the biases of out and proj are deferred, the residual lacks their sum over this block and all before it. It is
+    added where the residual is read: by the layer norms, and by `completed`.
+    """
 
     def __init__(
         self,
@@ -62,13 +69,19 @@ class Block:
         device: torch.device,
         precision: Precision,
         apart: bool = False,
+        normalise: Normalise | None = None,
+        lacking: Tensor | None = None,
     ) -> None:
-        """`apart`: queries are computed apart from keys and values, as the last block of the image tower does."""
+        """`apart`: queries are computed apart from keys and values, as the last block of the image tower does.
+
+        `normalise`: a device's own layer norm, with which biases are deferred; `lacking (D,)`: what the residual then
+        lacks before this block.
+        """
         width, hidden = shape.width, shape.mlp_width
         # 8 bits are for the MLP, two thirds of the work; in attention they would cost most of the accuracy.
         gentle = Precision.BF16 if precision is Precision.INT8 else precision
         self._width, self._eps = width, shape.eps
-        self._rows = _ROWS_IN_CACHE if device.type == "cpu" else 1 << 30
+        self._rows = _MLP_ROWS_CPU if device.type == "cpu" else _MLP_ROWS_GPU
 
         def take(name: str, *dimensions: int) -> Tensor:
             return weights.take(f"{prefix}.{name}", *dimensions).to(device)
@@ -78,8 +91,8 @@ class Block:
             factor = take(gamma, width) if shape.layer_scale else torch.ones(width, device=device)
             return weight * factor[:, None], bias * factor
 
-        self._ln_1 = take("ln_1.weight", width), take("ln_1.bias", width)
-        self._ln_2 = take("ln_2.weight", width), take("ln_2.bias", width)
+        ln_1 = take("ln_1.weight", width), take("ln_1.bias", width)
+        ln_2 = take("ln_2.weight", width), take("ln_2.bias", width)
         # Queries leave the product scaled by 1 / sqrt(D / heads), so that attention has one pass less.
         scale = torch.ones(3 * width, device=device)
         scale[:width] = (width // shape.heads) ** -0.5
@@ -89,11 +102,18 @@ class Block:
         self._inputs = [
             linear(*part, gentle) for part in zip(torch.split(weight, sizes), torch.split(bias, sizes), strict=True)
         ]
-        self._out = addition(*scaled("attn.out_proj", "ls_1.gamma", width), gentle)
+        out, out_bias = scaled("attn.out_proj", "ls_1.gamma", width)
         self._fc = linear(
             take("mlp.c_fc.weight", hidden, width), take("mlp.c_fc.bias", hidden), precision, shape.activation
         )
-        self._proj = addition(*scaled("mlp.c_proj", "ls_2.gamma", hidden), precision)
+        proj, proj_bias = scaled("mlp.c_proj", "ls_2.gamma", hidden)
+        deferred = normalise is not None
+        lacking = torch.zeros(width, device=device) if lacking is None else lacking
+        self._normalise = normalise
+        self._ln_1, self._ln_2 = (lacking, *ln_1), (lacking + out_bias, *ln_2)
+        self.lacking = lacking + out_bias + proj_bias if deferred else None
+        self._out = addition(out, None if deferred else out_bias, gentle)
+        self._proj = addition(proj, None if deferred else proj_bias, precision)
 
     def qkv(self, x: Tensor) -> Tensor:
         """Scaled queries, keys and values `(T, 3D)` of rows `(T, D)`."""
@@ -114,10 +134,17 @@ class Block:
         for part, seen in zip(x.tensor_split(parts), attended.tensor_split(parts), strict=True):
             self._out(part, seen)
             self._proj(part, self._fc(self._norm(part, self._ln_2)))
-        return x
+        return x if self.lacking is None else x + self.lacking
 
-    def _norm(self, x: Tensor, weight_bias: tuple[Tensor, Tensor]) -> Tensor:
-        return functional.layer_norm(x, (self._width,), *weight_bias, self._eps)
+    def completed(self, x: Tensor) -> Tensor:
+        """What this block left of the residual `(…, D)`, with all that was deferred."""
+        return x if self.lacking is None else x + self.lacking
+
+    def _norm(self, x: Tensor, lacking_weight_bias: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        lacking, weight, bias = lacking_weight_bias
+        if self._normalise is None:
+            return functional.layer_norm(x, (self._width,), weight, bias, self._eps)
+        return self._normalise(x, lacking, weight, bias, self._eps)
 
 
 def attend(
@@ -205,20 +232,25 @@ class VisionTower:
         self._cls = take("class_embedding", width)
         self._position = take("positional_embedding", patches + 1, width)
         self._ln_pre = (take("ln_pre.weight", width), take("ln_pre.bias", width)) if shape.pre_norm else None
-        self._blocks = [
-            Block(
-                weights,
-                f"visual.transformer.resblocks.{index}",
-                shape,
-                device=device,
-                precision=precision,
-                apart=index == shape.layers - 1,
+        dtype = COMPUTE_DTYPE[precision]
+        self._windows = window_attention(device, dtype, width, shape.heads) if fused else None
+        normalise = fused_norm(device, dtype, width) if fused else None
+        self._blocks: list[Block] = []
+        for index in range(shape.layers):
+            self._blocks.append(
+                Block(
+                    weights,
+                    f"visual.transformer.resblocks.{index}",
+                    shape,
+                    device=device,
+                    precision=precision,
+                    apart=index == shape.layers - 1,
+                    normalise=normalise,
+                    lacking=self._blocks[-1].lacking if self._blocks else None,
+                )
             )
-            for index in range(shape.layers)
-        ]
         self._ln_post = take("ln_post.weight", width), take("ln_post.bias", width)
         self._proj = take("proj", width, shape.embedding)
-        self._windows = window_attention(device, COMPUTE_DTYPE[precision], width, shape.heads) if self.fused else None
         weights.require_all_taken("visual.")
 
     def tokens(self, pixels: Tensor) -> Tensor:
@@ -250,8 +282,8 @@ class VisionTower:
             x = block.finish(x, self._attend(block.qkv(x).chunk(3, dim=1), full))
         beat()
         kept = [group.span(last=True) for group in groups]
-        before = x[: groups[0].rows.numel()].view(*groups[0].rows.shape, -1)
-        x = self._last(last, x, kept)
+        before = self._blocks[-2].completed(x[: groups[0].rows.numel()]).view(*groups[0].rows.shape, -1)
+        x = last.completed(self._last(last, x, kept))
         beat()
         parts = torch.split(x, [span.sequences * span.queries for span in kept])
         return [

@@ -85,8 +85,15 @@ def linear(weight: Tensor, bias: Tensor, precision: Precision, activation: Activ
     return product
 
 
-def addition(weight: Tensor, bias: Tensor, precision: Precision) -> Addition:
-    """As `linear`, for a product that is added to a residual, which plain fp32 products do in one pass."""
+def addition(weight: Tensor, bias: Tensor | None, precision: Precision) -> Addition:
+    """As `linear`, for a product that is added to a residual, which plain fp32 products do in one pass.
+
+    Without `bias` on a GPU those of bf16 and fp16 do, too.
+    """
+    dtype = COMPUTE_DTYPE[precision]
+    if bias is None and weight.device.type == "cuda" and dtype is not torch.float32:
+        return accumulation(weight.to(dtype))
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
     plain = precision in (Precision.FP32, Precision.TF32)
     if plain and not (weight.device.type == "cpu" and prepacks(torch.float32)):
         transposed, offset = weight.contiguous().t(), bias.contiguous()
@@ -101,6 +108,18 @@ def addition(weight: Tensor, bias: Tensor, precision: Precision) -> Addition:
         residual.add_(product(x))
 
     return add
+
+
+def accumulation(weight: Tensor) -> Addition:
+    """For `weight (O, I)` in bf16 or fp16 on a GPU: products are added in fp32 by the product itself, and never lie in
+    memory on their own. With a summand of its own the product takes no bias.
+    """
+    transposed = weight.contiguous().t()
+
+    def accumulate(residual: Tensor, x: Tensor) -> None:
+        torch.ops.aten.addmm.dtype_out(residual, x, transposed, torch.float32, out=residual)
+
+    return accumulate
 
 
 def prepacks(dtype: torch.dtype) -> bool:
