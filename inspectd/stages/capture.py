@@ -116,6 +116,8 @@ class Capture:
                 self._view.state = CameraState.READY
             self._life.beat()
             self._take_requests()
+            if source.live and not (self._opened or source.is_there):
+                self._fail_all(Reason.CAMERA_LOST)  # what it shows before its first frame is here, nobody sees
             self._fail_missed()
             if not self._may_read(source):
                 time.sleep(READ_S / 2)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
@@ -122,18 +122,21 @@ def line(tmp_path: Path) -> Iterator[Line]:
 
 @dataclass
 class Played:
-    """A camera that opens, breaks and gives pictures when a test says so. It may be silent for an hour."""
+    """A camera that opens, breaks and gives pictures when a test says so. It may be silent for an hour, or as said."""
 
     here: bool = True
+    silence_s: float = 3600
     pictures: Queue[PixelsU8] = field(default_factory=Queue)
     notes: tuple[str, ...] = ()
+    opens: int = 0
 
     def opened(self, _: object, *, start_index: int) -> LiveCamera:
-        patience = Patience(open_s=5, silence_s=3600)
+        patience = Patience(open_s=5, silence_s=self.silence_s)
         return LiveCamera(self, name="it", size_wh_px=SIZE_WH_PX, patience=patience, start_index=start_index)
 
     def open(self) -> None:
         self.check()
+        self.opens += 1
 
     def take(self) -> Arrival | None:
         self.check()
@@ -310,21 +313,27 @@ def row_of(line: Line, seq: int) -> Row:
     return row
 
 
+@contextmanager
+def asking(line: Line) -> Iterator[Callable[[str, int], None]]:
+    """A publisher that hands triggers on."""
+    line.table.publisher_generation = 1
+    with closing(Commands(stage_endpoint(line.folder, "publisher", 1, "commands"))) as commands:
+
+        def ask(trigger_id: str, arrived_ns: int) -> None:
+            command = {"trigger_id": trigger_id, "part_id": None, "deadline_ms": 60_000, "arrived_ns": arrived_ns}
+            until_s = time.monotonic() + PATIENCE_S
+            while not commands.send("capture-cam1", json.dumps(command).encode()):
+                assert time.monotonic() < until_s
+                time.sleep(0.005)
+                commands.throw_away()
+
+        yield ask
+
+
 def test_trigger_that_was_long_under_way_gets_its_own_frame_or_none(line: Line) -> None:
     """Its way led through two slow commits: the first frame exposed after it came is given if it is still there."""
     camera = Played()
-    line.table.publisher_generation = 1
-    commands = Commands(stage_endpoint(line.folder, "publisher", 1, "commands"))
-
-    def ask(trigger_id: str, arrived_ns: int) -> None:
-        command = {"trigger_id": trigger_id, "part_id": None, "deadline_ms": 60_000, "arrived_ns": arrived_ns}
-        until_s = time.monotonic() + PATIENCE_S
-        while not commands.send("capture-cam1", json.dumps(command).encode()):
-            assert time.monotonic() < until_s
-            time.sleep(0.005)
-            commands.throw_away()
-
-    with line.captures(CAMERA, EXTERNAL, camera.opened):
+    with asking(line) as ask, line.captures(CAMERA, EXTERNAL, camera.opened):
         shown_ns = []
         for number in range(8):
             shown_ns.append(time.monotonic_ns())
@@ -334,7 +343,6 @@ def test_trigger_that_was_long_under_way_gets_its_own_frame_or_none(line: Line) 
         for number in (0, 6):
             ask(f"before {number}", shown_ns[number])
         rows = [row_of(line, seq) for seq in (1, 2)]
-    commands.close()
     assert [(row.gate, row.frame_index) for row in rows] == [(Reason.OVERLOAD, -1), (None, 6)]
 
 
@@ -347,3 +355,24 @@ def test_trigger_of_a_dead_capture_gets_no_frame_of_the_next_one(line: Line) -> 
     camera.pictures.put(numbered(1))
     with line.captures(CAMERA, EXTERNAL, camera.opened):
         assert row_of(line, 1).gate is Reason.CAMERA_LOST
+
+
+def test_trigger_of_a_camera_that_is_not_back_yet_gets_none_of_its_later_frames(line: Line) -> None:
+    """Its stream is open again, but what the camera shows until its first frame is here, nobody sees."""
+    camera = Played(silence_s=5)
+    with asking(line) as ask, line.captures(CAMERA, EXTERNAL, camera.opened):
+        camera.pictures.put(numbered(1))
+        line.until(lambda: line.view.frames_read == 1)
+        camera.here = False
+        line.until(lambda: line.view.state is CameraState.LOST)
+        camera.here = True
+        line.until(lambda: camera.opens == 2)
+        ask("meanwhile", time.monotonic_ns())
+        time.sleep(0.3)
+        camera.pictures.put(numbered(2))
+        assert row_of(line, 1).gate is Reason.CAMERA_LOST
+        line.until(lambda: line.view.frames_read == 2)
+        ask("afterwards", time.monotonic_ns())
+        time.sleep(0.1)
+        camera.pictures.put(numbered(3))
+        assert row_of(line, 2).gate is None
