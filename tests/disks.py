@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from daemons import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+from faults_hung import hung_mount
 
 HANGING_SYNC = """
 #define _GNU_SOURCE
@@ -31,6 +39,21 @@ def hanging_disk(folder: Path) -> tuple[dict[str, str], Path]:
     source.write_text(HANGING_SYNC)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(shim), str(source), "-ldl"], check=True)
     return {"LD_PRELOAD": str(shim), "HANG_WHILE": str(flag)}, flag
+
+
+@contextmanager
+def hanging_reads(folder: Path, file: Path) -> Iterator[tuple[Path, Path]]:
+    """A file once more, on a disk whose reads hang while another one is there; both paths. Whoever hangs is let go."""
+    (folder / "real").mkdir()
+    shutil.copy(file, folder / "real")
+    flag = folder / "hangs"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hung_mount(folder / "real", folder / "mount", flag))
+        except OSError as error:
+            pytest.skip(f"needs root and FUSE: {error}")
+        stack.callback(flag.unlink, missing_ok=True)
+        yield folder / "mount" / file.name, flag
 
 
 def small_disk(folder: Path, size: str = "2m", options: str = "rw") -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from daemons import Daemon, Seen, Subscriber, file_camera, running, shared
+from disks import hanging_reads
 
 MakeDaemon = Callable[..., Daemon]
 
@@ -198,6 +200,32 @@ def test_triggers_go_on_without_their_journal(external: tuple[Daemon, Subscriber
     assert daemon.ask("trigger", camera="cam1", trigger_id="unreadable", wait=True)["seq"] == first + 2
     subscriber.until(lambda seen: seen.state == "degraded")
     daemon.journal.rmdir()
+
+
+def test_triggers_go_on_while_reads_of_their_journal_hang(external: tuple[Daemon, Subscriber], tmp_path: Path) -> None:
+    """Whoever wants to read it is told so, nobody waits long, the heartbeats go on, and the publisher is the same."""
+    daemon, subscriber = external
+    asked = (daemon.ask("trigger", camera="cam1", trigger_id=f"readable{n}", wait=True) for n in range(99))
+    first = next(reply["seq"] for reply in asked if reply["verdict"]["journaled"])
+    with hanging_reads(tmp_path, daemon.journal) as (hung_path, flag):
+        flag.touch()
+        without_journal(daemon)
+        daemon.journal.symlink_to(hung_path)
+        publisher = pid_of(daemon, "publisher")
+        beats = len(subscriber.seen.heartbeats)
+        for number, trigger in enumerate(("hung1", "hung2"), start=1):
+            assert daemon.ask("trigger", camera="cam1", trigger_id=trigger, wait=True)["seq"] == first + number
+        said = daemon.ask("history", camera="cam1", since_seq=0)["error"]
+        assert (said["code"], said["message"]) == (
+            "unavailable",
+            f"journal: {daemon.journal}: its disk does not answer",
+        )
+        assert daemon.ask("trigger", camera="cam1", trigger_id="hung3", wait=True)["seq"] == first + 3
+        subscriber.until(lambda seen: bool(seen.verdicts) and seen.verdicts[-1]["seq"] == first + 3)
+        beats_s = [each["uptime_s"] for each in subscriber.seen.heartbeats[beats:]]
+        assert max(later - earlier for earlier, later in pairwise(beats_s)) < 0.6
+        assert pid_of(daemon, "publisher") == publisher
+    daemon.journal.unlink()
 
 
 def without_journal(daemon: Daemon) -> None:

@@ -22,7 +22,7 @@ APPLICATION = 0x494E5350
 VERSION = 1
 WRITER_BUSY_S = 0.1
 READER_BUSY_S = 0.05
-"""How long a lock of another program is waited for; readers sit in the publisher's loop."""
+"""How long a lock of another program is waited for; a trigger waits for what a reader finds."""
 CHECK_S = 0.5
 WAL_KEPT_BYTES = 64 << 20
 FULL_BYTES = 1 << 20

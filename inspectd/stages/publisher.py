@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from inspectd.errors import JournalError, TransportError
-from inspectd.journal.verdicts import Entry, Journal
+from inspectd.journal.verdicts import Entry
 from inspectd.log import get_logger
 from inspectd.records import DaemonState, Decision, Reason, Verdict
 from inspectd.stages.answers import Frozen, freeze, verdict_of
@@ -23,6 +23,7 @@ from inspectd.stages.evidence import EvidenceWriter
 from inspectd.stages.journaling import JournalWriter
 from inspectd.stages.ledger import Answer, Ledger
 from inspectd.stages.lifecycle import Life, Stage
+from inspectd.stages.reading import JournalReader
 from inspectd.stages.requests import Requests
 from inspectd.stages.spill import Spill
 from inspectd.stages.stations import Stations, verdict_at
@@ -39,6 +40,8 @@ HEARTBEAT_NS = 200_000_000
 RETURN_NS = 250_000_000
 """A publisher that replaces another one gives subscribers so long to come back (libzmq tries every 100 ms), since what
 nobody hears is lost."""
+BIRTH_READ_S = 1.0
+"""How long a new publisher waits for what a dead one had committed; then it goes on from the ticket table alone."""
 TURN_S = 0.05
 LOST_RESULT_NS = 2_000_000_000
 RESULTS_NS = 5_000_000
@@ -88,7 +91,7 @@ class Publisher:
             evidence=self._evidence,
         )
         self._unsent: dict[tuple[str, int], tuple[Verdict, bytes | None]] = {}
-        self._journal = Journal.open(settings.state_dir / "journal.sqlite", read_only=True)
+        self._readers = tuple(JournalReader(settings.state_dir / "journal.sqlite") for _ in range(2))
         self._ledgers = {name: self._new_ledger(name, view) for name, view in self._views.items()}
         recipes = self._charge.recipes.items()
         self._models = {name: each.calibration.model_sha256 for name, each in recipes if each.calibration is not None}
@@ -106,7 +109,8 @@ class Publisher:
         self._refused = self._refused_told_ns = 0
         self._requests = Requests(
             life=life,
-            journal=self._journal,
+            triggers=self._readers[0],
+            reader=self._readers[1],
             socket=self._control,
             commands=self._commands,
             metrics=self._metrics,
@@ -193,7 +197,9 @@ class Publisher:
     def _ready_entries(self, name: str, sent_through: int) -> list[Entry]:
         """Verdicts that a dead publisher had committed, or promised, and surely never sent."""
         try:
-            committed = self._journal.since(name, sent_through, session=self._session, limit=ROWS)
+            committed = self._readers[0].read(
+                lambda journal: journal.since(name, sent_through, session=self._session, limit=ROWS), BIRTH_READ_S
+            )
         except JournalError as error:  # an unreadable journal is no reason to be silent (I4)
             get_logger().error("journal_unreadable", error=str(error))
             committed = []
@@ -461,7 +467,8 @@ class Publisher:
         if self._http is not None:
             self._http.close()
         self._writer.close(CLOSE_S)
-        self._journal.close()
+        for reader in self._readers:
+            reader.close()
         for internal in (self._results, self._wakes, self._commands):
             internal.close()
         finish_sockets()

@@ -7,7 +7,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,9 +22,10 @@ from inspectd.stages.station_rules import Match
 from inspectd.transport.tickets import ROWS
 
 if TYPE_CHECKING:
-    from inspectd.journal.verdicts import Journal
+    from inspectd.journal.verdicts import Entry, Journal
     from inspectd.stages.answers import Frozen
     from inspectd.stages.lifecycle import Life
+    from inspectd.stages.reading import JournalReader
     from inspectd.stages.stations import Station
     from inspectd.telemetry import Metrics
     from inspectd.transport.endpoints import ControlSocket
@@ -34,6 +37,11 @@ T = TypeVar("T")
 TRIGGER_PATIENCE_NS = 1_000_000_000
 SERVE_NS = 5_000_000
 """Requests may take so much of a turn: whoever asks without a pause waits, the verdicts do not."""
+TRIGGER_READ_S = 0.05
+"""A journal that does not know a trigger in that time does not know it: what is new must not wait (contract I4)."""
+READ_S = 0.02
+"""So long a turn waits for what a client wants to read; what takes longer is sent when it is there."""
+READ_LIMIT_NS = 1_000_000_000
 MAX_WAITING = 1000
 MAX_HISTORY_BYTES = 2 << 20
 """A thousand verdicts without many regions; who gets fewer than he asked for asks again from the last one."""
@@ -55,6 +63,17 @@ class _Waiter:
     seq: int | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reading:
+    """A client whose reply is being read, and how it is made of what is found."""
+
+    envelope: list[bytes]
+    request_id: str
+    found: Future[Any]
+    reply: Callable[[Any], tuple[bytes, ...]]
+    until_ns: int
+
+
 @dataclass(slots=True)
 class _Tally:
     """What `status` says of one camera."""
@@ -67,6 +86,8 @@ class Requests:
     """The publisher's side of `control`.
 
     Args:
+        triggers: reads which triggers were accepted, so that these wait behind no client's history.
+        reader: reads what clients ask for.
         state: the daemon's state at present.
         find_picture: where the evidence of a session, camera and seq lies in its folder, None where there is none.
         stations: the stations, by name.
@@ -76,7 +97,8 @@ class Requests:
         self,
         *,
         life: Life,
-        journal: Journal,
+        triggers: JournalReader,
+        reader: JournalReader,
         socket: ControlSocket,
         commands: Commands,
         metrics: Metrics,
@@ -86,7 +108,9 @@ class Requests:
     ) -> None:
         self._life = life
         self._table = life.table
-        self._journal = journal
+        self._triggers = triggers
+        self._reader = reader
+        self._reading: list[_Reading] = []
         self._socket = socket
         self._commands = commands
         self._metrics = metrics
@@ -102,6 +126,7 @@ class Requests:
 
     def serve(self, now_ns: int) -> None:
         """Answers what waits on the socket, for a short time a turn, and clients whose trigger no capture took."""
+        self._reply_read()
         until_ns = time.monotonic_ns() + SERVE_NS
         while self._noted and time.monotonic_ns() < until_ns:
             self._answer(*self._noted.popleft())
@@ -129,8 +154,12 @@ class Requests:
                 return
 
     def _answer(self, came_ns: int, envelope: list[bytes], request: control.Request) -> None:
+        self._reply(envelope, lambda: self._carry_out(request, envelope, came_ns))
+
+    def _reply(self, envelope: list[bytes], work: Callable[[], tuple[bytes, ...]]) -> None:
+        """Sends what the work gives, if it gives anything yet."""
         try:
-            reply = self._carry_out(request, envelope, came_ns)
+            reply = work()
         except RequestError as error:
             self._refuse(envelope, error)
         else:
@@ -178,9 +207,9 @@ class Requests:
             case control.Status():
                 return (control.accepted(request.id, **self._status(now_ns)),)
             case control.History():
-                return (self._history(request),)
+                return self._history(request, envelope)
             case control.MaskRequest():
-                return self._mask(request)
+                return self._mask(request, envelope)
             case control.TriggerRequest():
                 return self._trigger(request, envelope, now_ns)
             case control.Pause() | control.Resume():
@@ -191,25 +220,35 @@ class Requests:
                 message = f"op: {request.op} needs a restart of the daemon in this version"
                 raise RequestError(ErrorCode.UNAVAILABLE, message, request.id)
 
-    def _history(self, request: control.History) -> bytes:
+    def _history(self, request: control.History, envelope: list[bytes]) -> tuple[bytes, ...]:
         session = request.session or self._table.session
-        found = self._read(
+
+        def reply(found: list[tuple[int, bytes]]) -> tuple[bytes, ...]:
+            places = {seq: self._find_picture(session, request.camera, seq) for seq, _ in found}
+            pictures = {str(seq): place for seq, place in places.items() if place is not None}
+            return (control.verdicts(request.id, [body for _, body in found], pictures),)
+
+        return self._read(
+            envelope,
             request.id,
-            lambda: self._journal.bodies(
+            lambda journal: journal.bodies(
                 request.camera, request.since_seq, session=session, limit=request.limit, max_bytes=MAX_HISTORY_BYTES
             ),
+            reply,
         )
-        places = {seq: self._find_picture(session, request.camera, seq) for seq, _ in found}
-        pictures = {str(seq): place for seq, place in places.items() if place is not None}
-        return control.verdicts(request.id, [body for _, body in found], pictures)
 
-    def _mask(self, request: control.MaskRequest) -> tuple[bytes, ...]:
+    def _mask(self, request: control.MaskRequest, envelope: list[bytes]) -> tuple[bytes, ...]:
         session = request.session or self._table.session
-        png = self._read(request.id, lambda: self._journal.mask(session, request.camera, request.seq))
-        if png is None:
-            message = f"seq: no mask for {request.camera} {request.seq} in session {session}"
-            raise RequestError(ErrorCode.NOT_FOUND, message, request.id)
-        return control.accepted(request.id, seq=request.seq), png
+
+        def reply(png: bytes | None) -> tuple[bytes, ...]:
+            if png is None:
+                message = f"seq: no mask for {request.camera} {request.seq} in session {session}"
+                raise RequestError(ErrorCode.NOT_FOUND, message, request.id)
+            return control.accepted(request.id, seq=request.seq), png
+
+        return self._read(
+            envelope, request.id, lambda journal: journal.mask(session, request.camera, request.seq), reply
+        )
 
     def _trigger(self, request: control.TriggerRequest, envelope: list[bytes], now_ns: int) -> tuple[bytes, ...]:
         cameras = self._life.charge.settings.cameras
@@ -226,7 +265,7 @@ class Requests:
         key = (request.camera, request.trigger_id)
         seq = self._seq_of(*key)
         if seq is not None and (not request.wait or seq <= self._view(request.camera).answered_through):
-            return (self._known_trigger(request, seq),)
+            return self._known_trigger(request, envelope, seq)
         if sum(map(len, self._waiting.values())) >= MAX_WAITING:
             raise RequestError(ErrorCode.UNAVAILABLE, f"trigger: {MAX_WAITING} requests wait already", request.id)
         first = seq is None and key not in self._waiting
@@ -273,7 +312,9 @@ class Requests:
     def _journaled_seq(self, camera: str, trigger_id: str) -> int | None:
         """None too where the journal cannot be read: what is new must not wait for it (contract I4)."""
         try:
-            seq = self._journal.seq_of_trigger(self._table.session, camera, trigger_id)
+            seq = self._triggers.read(
+                lambda journal: journal.seq_of_trigger(self._table.session, camera, trigger_id), TRIGGER_READ_S
+            )
         except JournalError as error:
             if self._journal_is_read:
                 get_logger().error("journal_unreadable", error=str(error))
@@ -287,17 +328,22 @@ class Requests:
         while len(self._seqs) > MAX_KNOWN:
             del self._seqs[next(iter(self._seqs))]
 
-    def _known_trigger(self, request: control.TriggerRequest, seq: int) -> bytes:
+    def _known_trigger(self, request: control.TriggerRequest, envelope: list[bytes], seq: int) -> tuple[bytes, ...]:
         """The reply to a trigger id that was accepted before: the same seq, never a second inspection."""
         if not request.wait:
-            return control.accepted(request.id, seq=seq)
-        entries = self._read(
+            return (control.accepted(request.id, seq=seq),)
+
+        def reply(entries: list[Entry]) -> tuple[bytes, ...]:
+            if not entries or entries[0].seq != seq:
+                raise RequestError(ErrorCode.NOT_FOUND, f"trigger_id: verdict {seq} is not journaled yet", request.id)
+            return (control.accepted(request.id, seq=seq, verdict=json.loads(entries[0].body)),)
+
+        return self._read(
+            envelope,
             request.id,
-            lambda: self._journal.since(request.camera, seq - 1, session=self._table.session, limit=1),
+            lambda journal: journal.since(request.camera, seq - 1, session=self._table.session, limit=1),
+            reply,
         )
-        if not entries or entries[0].seq != seq:
-            raise RequestError(ErrorCode.NOT_FOUND, f"trigger_id: verdict {seq} is not journaled yet", request.id)
-        return control.accepted(request.id, seq=seq, verdict=json.loads(entries[0].body))
 
     def _refuse_untaken(self, now_ns: int) -> None:
         for key, waiters in list(self._waiting.items()):
@@ -316,12 +362,47 @@ class Requests:
         else:
             self._waiting.pop(key, None)
 
-    def _read(self, request_id: str, query: Callable[[], T]) -> T:
+    def _read(
+        self,
+        envelope: list[bytes],
+        request_id: str,
+        query: Callable[[Journal], T],
+        reply: Callable[[T], tuple[bytes, ...]],
+    ) -> tuple[bytes, ...]:
+        """Has the journal read for a client. Nothing is to be replied here: `_reply_read` does, now or in a later turn.
+
+        Raises:
+            RequestError: too many wait already for a disk that does not answer.
+        """
         try:
-            return query()
+            found = self._reader.ask(query)
         except JournalError as error:
-            get_logger().error("journal_unreadable", error=str(error))
-            raise RequestError(ErrorCode.UNAVAILABLE, f"journal: {error}", request_id) from error
+            raise self._unreadable(request_id, error) from error
+        if not self._reading:  # otherwise the disk is slow, and the verdicts do not wait with the clients
+            wait([found], READ_S)
+        until_ns = time.monotonic_ns() + READ_LIMIT_NS
+        self._reading.append(_Reading(envelope, request_id, found, reply, until_ns))
+        self._reply_read()
+        return ()
+
+    def _reply_read(self) -> None:
+        """Replies to the clients for whom the journal was read, and to those who have waited for too long."""
+        now_ns = time.monotonic_ns()
+        ripe = [each for each in self._reading if each.found.done() or now_ns >= each.until_ns]
+        self._reading = [each for each in self._reading if each not in ripe]
+        for each in ripe:
+            self._reply(each.envelope, partial(self._reply_of, each))
+
+    def _reply_of(self, each: _Reading) -> tuple[bytes, ...]:
+        try:
+            found = self._reader.result(each.found, 0)
+        except JournalError as error:
+            raise self._unreadable(each.request_id, error) from error
+        return each.reply(found)
+
+    def _unreadable(self, request_id: str, error: JournalError) -> RequestError:
+        get_logger().error("journal_unreadable", error=str(error))
+        return RequestError(ErrorCode.UNAVAILABLE, f"journal: {error}", request_id)
 
     def _view(self, camera: str) -> CameraView:
         return self._table.camera(self._table.cameras.index(camera))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from daemons import Daemon, Subscriber, file_camera
+from disks import hanging_reads
 from psutil import STATUS_STOPPED, Process
 from tests_records import a_verdict
 from victims import publish, publish_but_stop, row_of, until
@@ -177,6 +178,20 @@ def test_a_pass_that_is_held_up_before_its_send_is_late_in_the_journal_too(scene
         seen = subscriber.until(lambda seen: len(seen.verdicts) == 2)
     assert [(each["reason"], each["journaled"]) for each in seen.verdicts] == [("late", True), ("ok", True)]
     assert [entry.body for entry in scene.journaled()] == list(seen.raw.values())
+
+
+def test_a_new_publisher_goes_on_from_the_table_while_reads_of_the_journal_hang(scene: Scene, tmp_path: Path) -> None:
+    """It waits a little for what was committed, and then answers what is overdue, unjournaled."""
+    scene.journal(verdict(1))
+    with hanging_reads(tmp_path, scene.daemon.journal) as (hung_path, flag):
+        scene.daemon.journal.unlink()
+        scene.daemon.journal.symlink_to(hung_path)
+        flag.touch()
+        scene.accept(1, due_in_s=-1.0)
+        with scene.publisher() as subscriber:
+            seen = subscriber.until(lambda seen: len(seen.verdicts) == 1, 20.0)
+            flag.unlink()  # or it could not end
+    assert [(each["seq"], each["reason"], each["journaled"]) for each in seen.verdicts] == [(1, "worker_lost", False)]
 
 
 def test_what_happened_while_no_publisher_lived_is_told(scene: Scene) -> None:
