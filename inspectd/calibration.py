@@ -195,7 +195,7 @@ def threshold_for(good: Sequence[float], bad: Sequence[float], rate: float) -> f
     ordered = sorted(good)
     threshold, clear = ordered[rank - 1] + MARGIN, ordered[-1] + MARGIN
     if bad and min(bad) > clear:
-        threshold = (clear + min(bad)) / 2
+        threshold = max(threshold, min(1.0, (clear + min(bad)) / 2))  # few_shot_map = "sum" scores bad parts above 1
     if threshold > 1:
         raise CalibrationError(f"good parts score up to {ordered[rank - 1]:.4f}: no threshold up to 1 lies above them")
     return round(threshold, 6)

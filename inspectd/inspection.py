@@ -28,6 +28,8 @@ _MOST_TILES_KEPT = 64
 """Windows of a frame with more tiles are not kept: 3 MB a tile and camera with the default backbone."""
 _VIEWPORTS_KEPT = 16
 """Frame sizes whose geometry is remembered: cameras change theirs rarely."""
+_FILLED_RGB = (123, 117, 104)
+"""The mean of the pictures that CLIP was trained on: what it is given then is nearly 0."""
 
 
 class ScoredCrop(Protocol):
@@ -203,9 +205,16 @@ class Inspector:
             raise SourceError(f"a frame is {pixels_bgr.shape} {pixels_bgr.dtype}, expected (H, W, 3) uint8 BGR")
         view = self._viewport((pixels_bgr.shape[1], pixels_bgr.shape[0]))
         box = view.box(pixels_bgr)
-        images = tuple(view.tiles_of(bgr_to_rgb(box)))
+        images = tuple(view.tiles_of(self._shown(box, view)))
         seen = look(box, view.roi) if self._recipe.quality.wanted else None
         return Crops(view=view, images_rgb=images, look=seen, moment=moment, crop_ms=_ms_since(start_ns))
+
+    def _shown(self, box_bgr: PixelsU8, view: Viewport) -> PixelsU8:
+        """A copy of the box `(h, w, 3) uint8` RGB as the model is to see it."""
+        shown = bgr_to_rgb(box_bgr)
+        if view.roi is not None and self._recipe.region is not None and self._recipe.region.outside == "filled":
+            shown[~view.roi] = _FILLED_RGB
+        return shown
 
     def rehearse(self, pixels_bgr: PixelsU8, most: int) -> None:
         """Makes the detector ready for batches of 1 to `most` frames of this size `(H, W, 3) uint8` BGR.

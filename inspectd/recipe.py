@@ -72,6 +72,8 @@ class Detector(Strict):
     kind: Literal["winclip", "clip-ac"] = "winclip"
     scales: tuple[int, ...] = (2, 3)
     """Sides of the windows in patches; each from 2 to the grid's side."""
+    stride: int = Field(default=1, ge=1, le=15)
+    """Patches from one window to the next, at most the smallest scale: every patch must lie in a window."""
     mode: Literal["full", "localise_on_fail", "image_only"] = "full"
     """`localise_on_fail` and `image_only` are for zero-shot recipes that fail on the score."""
     profile: Literal["paper", "anomalib"] = "paper"
@@ -86,7 +88,7 @@ class Detector(Strict):
     """What of a patch few-shot compares: the last block with ln_post or without (`raw`: zqhang, mala-lab), projected
     into the space of the text, or the last block but one (`penultimate`: perhaps the paper's)."""
     few_shot_map: Literal["mean", "sum"] = "mean"
-    """How the maps of patches and scales become one; `sum`: zqhang."""
+    """How the maps of patches and scales become one; `sum`: zqhang. Scores then have no end at 1, thresholds do."""
     resize: Literal["uint8", "float"] | None = None
     """Bicubic and antialiased, rounded to grey levels or not (`float`: anomalib)."""
     reuse: bool = False
@@ -103,6 +105,12 @@ class Detector(Strict):
         if not value or len(set(value)) != len(value) or not all(1 <= scale <= 15 for scale in value):
             raise ValueError("expected different whole numbers from 1 to 15, at least one")
         return value
+
+    @model_validator(mode="after")
+    def _covering(self) -> Detector:
+        if self.stride > min(self.scales, default=1):
+            raise ValueError(f"stride {self.stride} leaves patches in no window of scale {min(self.scales, default=1)}")
+        return self
 
     @property
     def resizes_to(self) -> Literal["uint8", "float"]:
@@ -152,6 +160,8 @@ class RegionOfInterest(Strict):
     """`[region]`: the part of the frame that is inspected, as a polygon in full-frame pixels. Without it: all of it."""
 
     polygon_px: list[tuple[float, float]] = Field(min_length=3, max_length=256)
+    outside: Literal["kept", "filled"] = "kept"
+    """What the model sees in the polygon's box beside it: the picture, or one grey. Another model."""
 
     @field_validator("polygon_px")
     @classmethod

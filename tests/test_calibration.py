@@ -106,6 +106,13 @@ def test_a_rate_that_means_nothing_is_refused(rate: float):
         thresholds(samples([0.1] * 50), [], rate, FailOn.SCORE)
 
 
+def test_bad_parts_beyond_the_scale_leave_the_threshold_on_it():
+    """With few_shot_map = "sum" scores have no end at 1: the middle of the gap may lie where no threshold can."""
+    assert threshold_for([0.1] * 20, [2.4], 0.05) == 1.0
+    with pytest.raises(CalibrationError, match=r"score up to 1\.2000"):
+        threshold_for([1.2] * 20, [2.4], 0.05)
+
+
 def test_good_parts_at_the_top_of_the_scale_are_refused():
     """No threshold up to 1 lies above a score of 1."""
     with pytest.raises(CalibrationError, match=r"score up to 1\.0000"):

@@ -128,6 +128,20 @@ def test_a_polygon_cuts_a_region_along_its_edge(tmp_path: Path):
     assert found.regions[0].area_px == (centres[:, None] + centres < 40).sum()
 
 
+def test_what_lies_outside_of_the_polygon_is_kept_or_filled(tmp_path: Path):
+    """Filled, it is one grey whatever happens there; the polygon's own pixels stay."""
+    frame = noise_frames(1)[0]
+    polygon = "[region]\npolygon_px = [[0, 0], [40, 0], [0, 40]]"
+    kept, filled = (
+        Inspector(bright_recipe(tmp_path, polygon + more), BrightDetector((40, 40))).crop(frame.copy())
+        for more in ("", '\noutside = "filled"')
+    )
+    inside = kept.view.roi
+    assert np.array_equal(kept.images_rgb[0], frame[:40, :40, ::-1])
+    assert np.array_equal(filled.images_rgb[0][inside], kept.images_rgb[0][inside])
+    assert (filled.images_rgb[0][~inside] == (123, 117, 104)).all()
+
+
 def test_a_region_across_tiles_is_one_region(tmp_path: Path):
     """A bar over three tiles comes out whole: stitched maps are cut nowhere, to the pixel."""
     recipe = bright_recipe(

@@ -173,6 +173,7 @@ def _config(recipe: Recipe, weights: WeightsFile) -> WinclipConfig:
     anomalib = detector.profile == "anomalib"
     return WinclipConfig(
         scales=() if detector.kind == "clip-ac" else detector.scales,
+        stride=detector.stride,
         mode=Mode(detector.mode),
         temperature=detector.temperature,
         text_average=TextAverage(detector.text_average or ("raw" if anomalib else "normalised")),
@@ -218,7 +219,7 @@ def _facts(
         config=asdict(config) | reuse,
         prompts=asdict(prompts),
         view={
-            "region": recipe.region and recipe.region.model_dump(mode="json"),
+            "region": recipe.region and recipe.region.model_dump(mode="json", exclude_defaults=True),
             "tiling": recipe.tiling and recipe.tiling.model_dump(mode="json"),
         },
     )

@@ -66,6 +66,7 @@ def test_second_start_encodes_no_text_and_no_reference(tmp_path: Path, monkeypat
 CHANGES = {
     "prompts": '[prompts]\nanomalous = ["scratched {}"]',
     "scales": "[detector]\nscales = [2]",
+    "stride": "[detector]\nstride = 2",
     "temperature": "[detector]\ntemperature = 0.1",
     "mode": '[detector]\nmode = "localise_on_fail"',
     "profile": '[detector]\nprofile = "anomalib"',
@@ -79,6 +80,7 @@ CHANGES = {
     "short side": '[tiling]\ntile_px = "short_side"',
     "kind": '[detector]\nkind = "clip-ac"',
     "region": "[region]\npolygon_px = [[0, 0], [20, 0], [20, 20]]",
+    "filled region": '[region]\npolygon_px = [[0, 0], [20, 0], [20, 20]]\noutside = "filled"',
     "tiling": "[tiling]\ntile_px = 40",
 }
 
@@ -128,7 +130,8 @@ def test_identity_changes_with_weights_and_precision(tmp_path: Path):
 
 
 def test_settings_reach_the_detector(tmp_path: Path):
-    """Mode, profile and kind of the recipe are what the detector works by."""
+    """Mode, profile, kind and stride of the recipe are what the detector works by."""
+    assert make(tmp_path, "[detector]\nstride = 2").window_counts == [3 * 3, 2 * 2]
     assert make(tmp_path, '[detector]\nmode = "image_only"').config.mode is Mode.IMAGE_ONLY
     assert make(tmp_path, '[detector]\nprofile = "anomalib"').config.least_score == 0
     assert make(tmp_path, '[detector]\nkind = "clip-ac"').score(some_crops(1))[0].map is None
@@ -165,6 +168,7 @@ def test_profile_stands_for_the_keys_that_are_not_given(tmp_path: Path):
     ("text", "settings", "message"),
     [
         ("[detector]\nscales = [6]", {}, "larger than the model's grid"),
+        ("[detector]\nstride = 3", {}, "stride 3 leaves patches in no window of scale 2"),
         ('[references]\nfolder = "."\n[detector]\nkind = "clip-ac"', {}, "has no use for them"),
         ("", {"precision": "fp16"}, "worker.precision 'fp16' is not for this cpu device"),
         ("", {"precision": "fp8"}, "worker.precision 'fp8': expected fp32"),
