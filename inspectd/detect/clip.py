@@ -134,7 +134,7 @@ class Block:
         for part, seen in zip(x.tensor_split(parts), attended.tensor_split(parts), strict=True):
             self._out(part, seen)
             self._proj(part, self._fc(self._norm(part, self._ln_2)))
-        return x if self.lacking is None else x + self.lacking
+        return x
 
     def completed(self, x: Tensor) -> Tensor:
         """What this block left of the residual `(…, D)`, with all that was deferred."""
