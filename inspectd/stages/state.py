@@ -59,7 +59,8 @@ class StateLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.ftruncate(self._file, 0)
+        with contextlib.suppress(OSError):  # a disk that went read-only: a pid without a lock is no daemon's
+            os.ftruncate(self._file, 0)
         os.close(self._file)
 
 

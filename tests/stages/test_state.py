@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from victims import row_of
 from inspectd.journal.verdicts import Entry, Journal
 from inspectd.stages.answers import entry_of, freeze
 from inspectd.stages.spill import Spill
-from inspectd.stages.state import UNKNOWN_RECIPE, answer_left_rows, segment_prefix
+from inspectd.stages.state import UNKNOWN_RECIPE, StateLock, answer_left_rows, segment_prefix
 from inspectd.transport.memory import sweep
 from inspectd.transport.tickets import Table
 from inspectd.transport.wire import verdict_from_bytes
@@ -100,3 +102,17 @@ def test_words_of_another_version_stand_where_they_are_journaled(left: Table, tm
             verdict(4, journaled=False).body,
         ]
         assert [verdict_from_bytes(each.body).reason for each in found[4:]] == ["internal"] * 2
+
+
+def test_a_lock_that_cannot_be_cleared_is_released(tmp_path: Path) -> None:
+    """A disk that went read-only meanwhile makes no failure of an orderly end; the next daemon takes over."""
+    with StateLock(tmp_path) as lock:
+        sealed = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+        os.write(sealed, b"1\n")
+        fcntl.fcntl(sealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        os.dup2(sealed, lock._file)
+        os.close(sealed)
+        with pytest.raises(PermissionError):
+            os.ftruncate(lock._file, 0)
+    with StateLock(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
