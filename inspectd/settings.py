@@ -37,10 +37,20 @@ CameraName = Annotated[str, Field(pattern=rf"^{CAMERA_NAME}$")]
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        return False
     try:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _place(address: str) -> str:
+    """One way to write an endpoint, for all ways that mean the same."""
+    if address.startswith("ipc://"):
+        return os.path.normpath(address.removeprefix("ipc://"))
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return f"{ip_address('127.0.0.1' if host == 'localhost' else host.strip('[]'))}:{int(port)}"
 
 
 class Endpoints(Strict):
@@ -62,7 +72,7 @@ class Endpoints(Strict):
         if match is None or not 0 < int(match["port"]) < 65536:
             raise ValueError("expected tcp://HOST:PORT with a port from 1 to 65535, or ipc:///absolute/path")
         if not _is_loopback(match["host"]):
-            raise ValueError("anything but loopback needs CURVE keys; use 127.0.0.1 or ipc:///absolute/path")
+            raise ValueError("anything but loopback needs CURVE keys; use 127.0.0.1, [::1] or ipc:///absolute/path")
         return value
 
     @field_validator("metrics")
@@ -70,8 +80,18 @@ class Endpoints(Strict):
     def _http(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
         if value and not (_is_loopback(host) and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError("expected 127.0.0.1:PORT with a port from 1 to 65535, or an empty string for none")
+            raise ValueError(
+                "expected 127.0.0.1:PORT or [::1]:PORT with a port from 1 to 65535, or an empty string for none"
+            )
         return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> Endpoints:
+        taken: dict[str, str] = {}
+        for key, address in {"verdicts": self.verdicts, "control": self.control, "metrics": self.metrics}.items():
+            if address and (other := taken.setdefault(_place(address), key)) != key:
+                raise ValueError(f"{other} and {key} have one address, {getattr(self, other)}; each needs its own")
+        return self
 
 
 class TriggerSettings(Strict):

@@ -133,7 +133,7 @@ class MetricsServer:
             "/readyz": lambda: _probe(ready()),
         }
         host, _, port = address.rpartition(":")
-        self._server = _Server((host, int(port)), _handler(pages))
+        self._server = _Server((host.strip("[]"), int(port)), _handler(pages))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True)
         self._thread.start()
 
@@ -155,6 +155,8 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: deque[socket.socket] = deque()
         self._lock = threading.Lock()
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -227,7 +227,6 @@ def test_mistake_in_data_is_one_line(folder: Path, mistake: Break, named: str) -
 
 ENDPOINT_MISTAKES = [
     pytest.param("verdicts", "ipc:///missing/v", "No such file or directory", id="missing-folder"),
-    pytest.param("verdicts", "tcp://[::1]:5550", "No such device", id="no-such-address"),
     pytest.param("control", f"ipc:///tmp/{'c' * 107}", "File name too long", id="long"),
     pytest.param("control", "ipc:///etc/passwd/c", "Not a directory", id="below-a-file"),
 ]

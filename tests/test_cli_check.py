@@ -17,6 +17,8 @@ from tests_cli import inspectd
 
 from inspectd.cli.findings import Finding, look
 from inspectd.settings import load_settings
+from inspectd.stages.state import segment_prefix
+from inspectd.transport.memory import Segment, sweep
 
 
 @pytest.fixture
@@ -160,6 +162,39 @@ def test_running_daemon_is_named_and_its_endpoints_are_right(configured: Daemon)
         assert found["endpoint verdicts"].detail == f"held by the running inspectd (pid {configured.process.pid})"
         assert found[f"daemon {configured.folder / 'state'}"].right
         assert configured.process.poll() is None
+
+
+def test_memory_of_ones_own_counts_as_free(configured: Daemon) -> None:
+    """What a running daemon holds, or a dead one left, the next start has for itself."""
+
+    def free_mb() -> float:
+        return float(re.search(r"([\d.]+) MB free", findings(configured)["memory /dev/shm"].detail)[1])
+
+    before_mb = free_mb()
+    prefix = segment_prefix(configured.folder / "state")
+    Segment.create(f"{prefix}own", 50_000_000).close()
+    Segment.create(f"{prefix[:-1]}0-other", 50_000_000).close()
+    try:
+        assert free_mb() == pytest.approx(before_mb - 50, abs=20)
+    finally:
+        sweep(prefix)
+        sweep(f"{prefix[:-1]}0-")
+
+
+def test_stations_that_cannot_be_are_a_wrong_row(tmp_path: Path) -> None:
+    """Their cameras' deadlines are looked at, as when the daemon starts."""
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "part.png"), np.full((64, 96, 3), 100, np.uint8))
+    camera = 'source = { kind = "folder", path = "images" }\ntrigger = { kind = "presence" }\n'
+    station = '[stations.gate]\nmatch = "time"\ncameras = ["cam1", "cam2"]\nwindow_ms = {window_ms}\n'
+    daemon = Daemon(folder=tmp_path, cameras=dict.fromkeys(("cam1", "cam2"), camera), extra="# station")
+    text, recipe = daemon.config.read_text(), "deadline_ms = 500\n[decision]\nthreshold = 0.5\npixel_threshold = 0.5\n"
+    daemon.write_recipe("part", recipe)
+    for window_ms, right in ((400, True), (450, False)):
+        daemon.config.write_text(text.replace("# station", station.replace("{window_ms}", str(window_ms))))
+        found = findings(daemon)["stations gate"]
+        assert found.right is right
+        assert ("stations.gate.window_ms: 450 needs deadline_ms above 520" in found.detail) is not right
 
 
 SOURCES = ['kind = "rtsp"\nurl = "rtsp://cam/a"', 'kind = "v4l2"\ndevice = "cam"', 'kind = "genicam"\nserial = "1"']

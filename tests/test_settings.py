@@ -136,6 +136,10 @@ def test_a_mistake_in_the_file_is_the_files_whatever_the_environment_sets(
             "stations.gate.offsets_ms: expected a number, not true",
         ),
         ("[worker]\nmax_batch = true", "worker.max_batch: expected a number, not true"),
+        (
+            '[endpoints]\nverdicts = "tcp://::1:5550"',
+            "endpoints.verdicts: anything but loopback needs CURVE keys; use 127.0.0.1, [::1] or ipc:///absolute/path",
+        ),
         ("[journal]\nkeep_days = inf", "journal.keep_days: Input should be a finite number (got inf)"),
     ],
 )
@@ -165,6 +169,29 @@ def test_a_value_that_nothing_can_work_with_is_refused(tmp_path: Path, written: 
 def test_a_recipe_that_nothing_can_work_with_is_refused(tmp_path: Path, written: str, says: str) -> None:
     """Before it is loaded into a model, or a part is judged by it."""
     assert mistake(tmp_path / "part.toml", f'object = "part"\n{written}') == says
+
+
+HERE = "tcp://127.0.0.1:5550"
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        (f'control = "{HERE}"', f"verdicts and control have one address, {HERE}"),
+        ('control = "tcp://localhost:5550"', f"verdicts and control have one address, {HERE}"),
+        ('verdicts = "ipc:///run/v"\ncontrol = "ipc:///run/../run/v"', "verdicts and control have one address, ipc://"),
+        ('metrics = "127.0.0.1:5551"', "control and metrics have one address, tcp://127.0.0.1:5551"),
+        (
+            'verdicts = "tcp://[::1]:5550"\nmetrics = "[0:0::1]:5550"',
+            "verdicts and metrics have one address, tcp://[::1]",
+        ),
+    ],
+)
+def test_endpoints_that_are_one_are_refused(tmp_path: Path, written: str, says: str) -> None:
+    """Whatever way it is written; one of the two could never be bound."""
+    said = mistake(tmp_path / "inspectd.toml", f"[endpoints]\n{written}\n{CAMERA.format(name='cam1')}")
+    assert said.startswith(f"endpoints: {says}")
+    assert said.endswith("; each needs its own")
 
 
 @pytest.mark.parametrize("prompt", ["{} {a}", "{} {", "{} {}", "{:{}}", "{!r} {}", "{} {0}"])

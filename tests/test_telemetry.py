@@ -7,7 +7,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+import pytest
 from daemons import Daemon, file_camera, running, shared
+from prometheus_client import CollectorRegistry
+
+from inspectd.telemetry import MetricsServer
 
 MakeDaemon = Callable[..., Daemon]
 
@@ -53,3 +57,19 @@ def test_daemon_is_measured_and_probed(make_daemon: MakeDaemon) -> None:
     assert value_of(page, 'inspectd_latency_seconds_count{camera="cam1"}') == 5
     assert value_of(page, 'inspectd_messages_dropped_total{camera="cam1",what="result"}') == 0
     assert value_of(page, "inspectd_ready") == 1
+
+
+def test_metrics_speak_ipv6() -> None:
+    """Written in brackets, as the other endpoints are."""
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        port = probe.getsockname()[1]
+    server = MetricsServer(f"[::1]:{port}", CollectorRegistry(), alive=lambda: True, ready=lambda: True)
+    try:
+        with urllib.request.urlopen(f"http://[::1]:{port}/healthz", timeout=10) as reply:
+            assert reply.read() == b"ok\n"
+    finally:
+        server.close()

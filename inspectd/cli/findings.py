@@ -28,6 +28,9 @@ from inspectd.source_settings import GenicamSource, Source, V4l2Source
 from inspectd.sources.grabbing import grab
 from inspectd.sources.open import probe
 from inspectd.sources.presence import presence_error
+from inspectd.stages.state import segment_prefix
+from inspectd.stages.station_rules import stations_error
+from inspectd.transport.memory import held_bytes
 from inspectd.transport.pipes import require_short_paths
 from inspectd.transport.sockets import SOCKET_PATH_BYTES
 from inspectd.viewport import frame_size_error
@@ -65,6 +68,7 @@ def look(settings: Settings) -> Iterator[Finding]:
     yield from _unknown_lags(settings)
     if _all_known(settings):
         yield _try("memory", str(SHARED_MEMORY), lambda: _shared_memory(settings))
+    yield from _stations(settings)
     for recipe_name in sorted({camera.recipe for camera in settings.cameras.values()}):
         yield from _recipe(settings, recipe_name, frames)
 
@@ -120,7 +124,7 @@ def _shared_memory(settings: Settings) -> str:
         for camera in settings.cameras.values()
         for width, height in [probe(camera.source).size_wh_px]
     )
-    free = shutil.disk_usage(SHARED_MEMORY).free
+    free = shutil.disk_usage(SHARED_MEMORY).free + held_bytes(segment_prefix(settings.state_dir))  # swept at the start
     if needed > free:
         raise ConfigError(
             f"{SHARED_MEMORY}: frames need {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; lower cameras.*.slots"
@@ -242,6 +246,18 @@ def _recipe(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> Itera
     if weights.right:
         shown = [frames[camera] for camera in settings.cameras if _uses(settings, camera, name) and camera in frames]
         yield _try("model", name, lambda: _model(settings, recipe, shown))
+
+
+def _stations(settings: Settings) -> Iterator[Finding]:
+    """Whether the cameras' recipes leave the stations their time; one that cannot be read has a row of its own."""
+    try:
+        recipes = {name: load_recipe(settings.recipe_path(name)) for name in settings.cameras}
+    except ConfigError:
+        return
+    if settings.stations:
+        error = stations_error(settings, recipes)
+        detail = error or "their cameras' deadlines leave them time"
+        yield Finding(what="stations", subject=", ".join(settings.stations), right=error is None, detail=detail)
 
 
 def _uses(settings: Settings, camera: str, recipe: str) -> bool:

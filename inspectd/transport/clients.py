@@ -8,7 +8,7 @@ from typing import Any
 import zmq
 
 from inspectd.errors import TransportError
-from inspectd.transport.sockets import Socket, context
+from inspectd.transport.sockets import Socket, context, use_ipv6
 
 
 class Subscription(Socket):
@@ -48,6 +48,7 @@ class Requester(Socket):
 
 def _connect(socket: zmq.Socket[Any], endpoint: str) -> None:
     socket.set(zmq.LINGER, 0)
+    use_ipv6(socket, endpoint)
     socket.set(zmq.HEARTBEAT_IVL, 2000)
     socket.set(zmq.HEARTBEAT_TIMEOUT, 6000)
     try:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import zmq
 
-from inspectd.transport.sockets import MAX_REQUEST_BYTES, Socket, bind, context
+from inspectd.transport.sockets import MAX_REQUEST_BYTES, Socket, bind, context, use_ipv6
 from inspectd.transport.wire import PREVIEW_ROOT, preview_topic
 
 BIND_PATIENCE_S = 5.0
@@ -63,6 +63,7 @@ class _PublicSocket(Socket):
     def _opened(self) -> zmq.Socket[bytes]:
         socket = context().socket(self._kind)
         _harden(socket)
+        use_ipv6(socket, self._endpoint)
         for option, value in self._options.items():
             socket.set(option, value)
         bind(socket, self._endpoint, BIND_PATIENCE_S, self._on_wait, self.key)
@@ -192,5 +193,5 @@ def _hang_up(descriptor: int, endpoint: str) -> None:
     """Ends a connection of an endpoint, which libzmq then notices; not one that the descriptor means by now."""
     with contextlib.suppress(OSError), unix.socket(fileno=os.dup(descriptor)) as peer:
         name = peer.getsockname()
-        if endpoint in (f"ipc://{name}", f"tcp://{name[0]}:{name[1]}"):
+        if endpoint in (f"ipc://{name}", f"tcp://{name[0]}:{name[1]}", f"tcp://[{name[0]}]:{name[1]}"):
             peer.shutdown(unix.SHUT_RDWR)

@@ -145,6 +145,19 @@ def sweep(prefix: str) -> list[str]:
     return swept
 
 
+def held_bytes(prefix: str) -> int:
+    """How much of /dev/shm all segments that begin so take.
+
+    Raises:
+        TransportError: there is no /dev/shm.
+    """
+    held = 0
+    for name in names(prefix):
+        with contextlib.suppress(FileNotFoundError):  # swept just now
+            held += (FOLDER / name).stat().st_blocks * 512
+    return held
+
+
 def require_capacity(frames_bytes: int, spill_bytes: int) -> None:
     """Refuses what /dev/shm could not hold were it empty; one that is only full now may have room later.
 

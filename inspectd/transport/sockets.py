@@ -106,6 +106,11 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return zmq.Context.instance()
 
 
+def use_ipv6(socket: zmq.Socket[Any], endpoint: str) -> None:
+    """Lets a socket have an IPv6 address, written in brackets; all others are left as libzmq has them, IPv4."""
+    socket.set(zmq.IPV6, endpoint.startswith("tcp://["))
+
+
 def bind(
     socket: zmq.Socket[Any],
     endpoint: str,

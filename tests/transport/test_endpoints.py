@@ -17,7 +17,7 @@ from victims import started, subscribe_to_everything
 from inspectd.errors import ConfigError, EndpointHeld
 from inspectd.stages.valve import resident_bytes
 from inspectd.transport import endpoints
-from inspectd.transport.clients import Subscription
+from inspectd.transport.clients import Requester, Subscription
 from inspectd.transport.endpoints import ControlSocket, VerdictSocket
 from inspectd.transport.sockets import MAX_PARTS, MAX_REQUEST_BYTES, wait
 from inspectd.transport.wire import topics
@@ -101,6 +101,28 @@ def test_subscriber_that_stops_reading_costs_nobody(endpoint: str, peer: Callabl
             message = reader.receive(20)
             assert message is not None
             assert message[1].split()[0] == str(index).encode()
+
+
+def test_both_sides_speak_ipv6() -> None:
+    """On the loopback address that only IPv6 has; a flood is cut off there too."""
+    with socket.socket(socket.AF_INET6) as free:
+        try:
+            free.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        where = f"tcp://[::1]:{free.getsockname()[1]}"
+    with ControlSocket(where) as control, Requester(where) as client:
+        client.socket.send(b"{}")
+        wait([control], 10)
+        ((envelope, body),) = soon(control)
+        control.reply(envelope, body)
+        assert client.socket.poll(10_000)
+    with VerdictSocket(where, [b"heartbeat/"]) as verdicts, Subscription(where, [b"none %d" % n for n in range(200)]):
+        until_s = time.monotonic() + 10
+        while not verdicts.flooded and time.monotonic() < until_s:
+            wait([verdicts], 0.1)
+            verdicts.serve_subscriptions()
+        assert verdicts.flooded
 
 
 def test_endpoint_held_by_another_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
