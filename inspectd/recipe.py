@@ -108,8 +108,8 @@ class Detector(Strict):
 
     @model_validator(mode="after")
     def _covering(self) -> Detector:
-        if self.stride > min(self.scales, default=1):
-            raise ValueError(f"stride {self.stride} leaves patches in no window of scale {min(self.scales, default=1)}")
+        if self.stride > min(self.scales):
+            raise ValueError(f"stride {self.stride} leaves patches in no window of scale {min(self.scales)}")
         return self
 
     @property
