@@ -163,7 +163,7 @@ def test_status_shows_the_daemon(daemon: Daemon) -> None:
     """`status` is a table for people, and JSON for programs."""
     shown = inspectd("status", "--config", daemon.config)
     assert shown.code == 0
-    assert all(word in shown.out for word in ("publisher", "worker", "capture-cam1", "cam2"))
+    assert all(word in shown.out for word in ("publisher", "worker", "capture-cam1", "cam2", "frames/s"))
     assert json.loads(inspectd("status", "--endpoint", daemon.control, "--json").out)["cameras"].keys() == {
         "cam1",
         "cam2",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from daemons import Daemon, Seen, Subscriber, file_camera, running, shared
+from daemons import PATIENCE_S, Daemon, Seen, Subscriber, file_camera, running, shared
 from disks import hanging_reads
 
 MakeDaemon = Callable[..., Daemon]
@@ -245,6 +246,34 @@ def test_twin_recipes_share_a_model_and_keep_their_names(make_daemon: MakeDaemon
         seen = subscriber.until(lambda seen: seen.ended("cam1") is not None and seen.ended("cam2") is not None)
     assert {(each["camera"], each["recipe"]["name"]) for each in seen.verdicts} == {("cam1", "part"), ("cam2", "twin")}
     assert {each["decision"] for each in seen.verdicts} <= {"pass", "fail"}
+
+
+def test_status_says_what_its_counts_are_of(make_daemon: MakeDaemon) -> None:
+    """Frames and verdicts a second of the last seconds; a new publisher's decisions are those after a seq."""
+    daemon = a_live_daemon(make_daemon, cameras=1)
+
+    def camera() -> dict[str, Any]:
+        return dict(daemon.ask("status")["cameras"]["cam1"])
+
+    def settled() -> dict[str, Any]:
+        """Once what is counted a second is that of a running camera, not of its start."""
+        until_s = time.monotonic() + PATIENCE_S
+        while not 6 < ((now := camera())["rates_per_s"]["frames"] or 0) < 60:
+            assert time.monotonic() < until_s, now
+            time.sleep(0.1)
+        return now
+
+    with running(daemon) as subscriber:
+        subscriber.until(lambda seen: inspected(seen, "cam1", 2))
+        first = settled()
+        psutil.Process(pid_of(daemon, "publisher")).kill()
+        subscriber.until(lambda seen: any(event["kind"] == "publisher_restarted" for event in seen.events))
+        second = settled()
+    assert first["decisions_after_seq"] == 0
+    assert second["decisions_after_seq"] >= first["last_seq"]
+    for status in (first, second):
+        assert sum(status["decisions"].values()) == status["last_seq"] - status["decisions_after_seq"]
+        assert 0 < status["rates_per_s"]["verdicts"] < 6
 
 
 def test_unusable_journal_does_not_silence_a_new_publisher(make_daemon: MakeDaemon) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def status(config: MaybeConfig = None, address: Endpoint = None, as_json: AsJson = False) -> None:
-    """One look at a running daemon: processes, cameras, queues, latencies."""
+    """One look at a running daemon: processes, cameras, queues, rates, latencies."""
     from inspectd.client import Client
 
     with Client(endpoint("control", address, config)) as client:
@@ -85,11 +85,14 @@ def _processes(processes: list[dict[str, Any]]) -> Table:
 def _cameras(cameras: dict[str, dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    columns = ("camera", "state", "recipe", "seq", "waiting", "pass", "fail", "error", "skipped", "p50", "p99")
-    table = Table(*columns, title="cameras", title_justify="left")
+    columns = ("camera", "state", "recipe", "seq", "waiting", "pass", "fail", "error", "skipped")
+    table = Table(*columns, "frames/s", "verdicts/s", "p50", "p99", title="cameras", title_justify="left")
+    if any(each["decisions_after_seq"] for each in cameras.values()):
+        table.caption = "a new publisher counts pass, fail and error from its own first seq"
     for name, each in cameras.items():
         counts, latency = each["decisions"], each["latency_ms"]
         figures = (each["last_seq"], each["waiting"], *counts.values(), each["frames_skipped"])
+        rates = ("-" if rate is None else f"{rate:.1f}" for rate in each["rates_per_s"].values())
         times = ("-" if latency[key] is None else f"{latency[key]:.0f} ms" for key in ("p50", "p99"))
-        table.add_row(name, each["state"], each["recipe"], *map(str, figures), *times)
+        table.add_row(name, each["state"], each["recipe"], *map(str, figures), *rates, *times)
     return table

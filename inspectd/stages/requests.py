@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from inspectd import control
@@ -18,6 +16,7 @@ from inspectd.control import ErrorCode, RequestError
 from inspectd.errors import JournalError
 from inspectd.log import get_logger
 from inspectd.records import DaemonState, TriggerKind
+from inspectd.stages.figures import Tally, process_figures, quantiles
 from inspectd.stages.station_rules import Match
 from inspectd.transport.tickets import ROWS
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from inspectd.transport.endpoints import ControlSocket
     from inspectd.transport.pipes import Commands
     from inspectd.transport.rows import Row
-    from inspectd.transport.tickets import CameraView, ChildView
+    from inspectd.transport.tickets import CameraView
 
 T = TypeVar("T")
 TRIGGER_PATIENCE_NS = 1_000_000_000
@@ -48,8 +47,6 @@ MAX_HISTORY_BYTES = 2 << 20
 MAX_NOTED = 100
 MAX_KNOWN = 10_000
 """Trigger ids whose seq is kept at hand; older ones are in the journal."""
-REMEMBERED = 512
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(slots=True)
@@ -72,14 +69,6 @@ class _Reading:
     found: Future[Any]
     reply: Callable[[Any], tuple[bytes, ...]]
     until_ns: int
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What `status` says of one camera."""
-
-    totals_ms: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    decisions: dict[str, int] = field(default_factory=lambda: {"pass": 0, "fail": 0, "error": 0})
 
 
 class Requests:
@@ -122,7 +111,7 @@ class Requests:
         self._answered_before = {name: self._view(name).answered_through for name in self._table.cameras}
         self._journal_is_read = True
         self._noted: deque[tuple[int, list[bytes], control.Request]] = deque()
-        self._tallies = {name: _Tally() for name in self._table.cameras}
+        self._tallies = {name: Tally(after_seq=seq) for name, seq in self._answered_before.items()}
 
     def serve(self, now_ns: int) -> None:
         """Answers what waits on the socket, for a short time a turn, and clients whose trigger no capture took."""
@@ -133,6 +122,8 @@ class Requests:
         for each in self._parsed(until_ns) if not self._noted else ():
             self._answer(*each)
         self._refuse_untaken(now_ns)
+        for name, tally in self._tallies.items():
+            tally.look(now_ns, *self._counts(name))
 
     def note(self) -> None:
         """Takes in what waits on the socket, for the next turn: a trigger counts from when it came.
@@ -185,10 +176,7 @@ class Requests:
     def answered(self, frozen: Frozen) -> None:
         """Gives a verdict to the clients that wait for it, and counts it for `status`."""
         verdict = frozen.verdict
-        tally = self._tallies[verdict.camera]
-        tally.decisions[verdict.decision] += 1
-        if verdict.latency_ms.total is not None:
-            tally.totals_ms.append(verdict.latency_ms.total)
+        self._tallies[verdict.camera].count(verdict)
         if verdict.trigger.id is None:
             return
         key = (verdict.camera, verdict.trigger.id)
@@ -412,12 +400,18 @@ class Requests:
             "session": self._table.session,
             "state": self._state(),
             "uptime_s": round((now_ns - self._table.started_ns) / 1e9, 3),
-            "journal": {"commit_ms": _quantiles(self._metrics.commits_ms)},
-            "processes": [_process(child, now_ns) for child in self._table.children()],
-            "cameras": {name: self._camera_status(name) for name in self._table.cameras},
+            "journal": {"commit_ms": quantiles(self._metrics.commits_ms)},
+            "processes": [process_figures(child, now_ns) for child in self._table.children()],
+            "cameras": {name: self._camera_status(name, now_ns) for name in self._table.cameras},
         }
 
-    def _camera_status(self, name: str) -> dict[str, Any]:
+    def _counts(self, name: str) -> tuple[int, int]:
+        """How many frames were read and verdicts given in this session."""
+        view = self._view(name)
+        return view.frames_read, view.answered_through
+
+    def _camera_status(self, name: str, now_ns: int) -> dict[str, Any]:
+        """`decisions` and `latency_ms` are of what this publisher answered: all after `decisions_after_seq`."""
         view, tally = self._view(name), self._tallies[name]
         return {
             "state": view.state,
@@ -428,46 +422,13 @@ class Requests:
             "frames_read": view.frames_read,
             "frames_skipped": view.frames_skipped,
             "frames_damaged": view.frames_damaged,
+            "rates_per_s": tally.rates(now_ns, *self._counts(name)),
             "decisions": dict(tally.decisions),
-            "latency_ms": _quantiles(tally.totals_ms),
+            "decisions_after_seq": tally.after_seq,
+            "latency_ms": quantiles(tally.totals_ms),
         }
 
 
 def _trigger_command(request: control.TriggerRequest, now_ns: int) -> bytes:
     fields = request.model_dump(include={"op", "trigger_id", "part_id", "deadline_ms"})
     return json.dumps(fields | {"arrived_ns": now_ns}).encode()
-
-
-def _process(child: ChildView, now_ns: int) -> dict[str, Any]:
-    return {
-        "name": child.name,
-        "pid": child.pid,
-        "restarts": child.restarts,
-        "beat_age_ms": round((now_ns - child.beat_ns) / 1e6, 1) if child.beat_ns else None,
-        "memory_mb": _memory_mb(child.pid),
-    }
-
-
-def _memory_mb(pid: int) -> float | None:
-    """Resident memory of a process, None where it has gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return round(pages * PAGE_BYTES / 1e6, 1)
-
-
-def _quantiles(values: deque[float]) -> dict[str, float | None]:
-    return {"p50": _quantile(values, 0.5), "p99": _quantile(values, 0.99), "most": _quantile(values, 1.0)}
-
-
-def _quantile(values: deque[float], share: float) -> float | None:
-    """The nearest-rank quantile.
-
-    >>> _quantile(deque([3.0, 1.0, 2.0]), 0.5)
-    2.0
-    """
-    if not values:
-        return None
-    ordered = sorted(values)
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
