@@ -1,14 +1,20 @@
-"""Standard error that nobody dies of: on a full disk, or with a reader that has gone, lines are lost and told later."""
+"""Standard error that nobody dies of: on a full disk, or with a reader that has gone or stands still, lines are lost
+and told later."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import select
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+PATIENCE_S = 0.2
+"""A reader that stands still is waited for so long, once."""
 
 
 class LossyFile(io.RawIOBase):
@@ -37,12 +43,24 @@ class LossyFile(io.RawIOBase):
         rest = memoryview(told.encode() + bytes(data))
         try:
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                self._await_room()
+                rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
         except OSError as error:
             self._lost, self._reason = self._lost + 1, error.strerror or str(error)
         else:
             self._lost = 0
         return memoryview(data).nbytes
+
+    def _await_room(self) -> None:
+        """A pipe that can be written to has room for PIPE_BUF bytes at least.
+
+        Raises:
+            BlockingIOError: it has not.
+        """
+        poll = select.poll()  # one of its own for each thread: it may not be shared
+        poll.register(self._descriptor, select.POLLOUT)
+        if not poll.poll(0 if self._lost else PATIENCE_S * 1000):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def guard_stderr() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,17 +14,22 @@ import pytest
 from daemons import Daemon, file_camera, running, shared
 from tests_cli import inspectd
 
+from inspectd.stderr import PATIENCE_S, LossyFile
+
 MakeDaemon = Callable[..., Daemon]
 FULL = ("sh", "-c", 'exec "$0" "$@" 2>/dev/full')
 CLOSED = ("sh", "-c", 'mkfifo "$0"; exec 3<>"$0" 2>"$0" 3<&-; exec "$@"')
+STALLED = ("sh", "-c", 'mkfifo "$0"; exec 3<>"$0" 2>"$0"; head -c 65536 /dev/zero >&3; exec "$@"')
 ABSENT = ("sh", "-c", 'exec "$0" "$@" 2>&-')
 
 
-@pytest.mark.parametrize("broken", ["full", "closed", "absent"])
+@pytest.mark.parametrize("broken", ["full", "closed", "stalled", "absent"])
 def test_a_daemon_without_a_log_answers_its_frames(make_daemon: MakeDaemon, tmp_path: Path, broken: str) -> None:
-    """A full disk behind `2>`, a reader that died, no standard error at all: verdicts are journaled, the exit is 0."""
+    """A full disk behind `2>`, a reader that died or stands still, no standard error at all: verdicts are journaled,
+    the exit is 0."""
     camera = file_camera(shared("data", "video", "bottle_bench_640x360.mp4"), trigger="every_nth = 60")
-    wrapper = {"full": FULL, "closed": (*CLOSED, str(tmp_path / "pipe")), "absent": ABSENT}[broken]
+    pipe = str(tmp_path / "pipe")
+    wrapper = {"full": FULL, "closed": (*CLOSED, pipe), "stalled": (*STALLED, pipe), "absent": ABSENT}[broken]
     daemon = make_daemon({"cam1": camera}, wrapper=wrapper, extra='[log]\nlevel = "debug"')
     with running(daemon, "--exit-at-end") as subscriber:
         seen = subscriber.until(lambda seen: seen.ended("cam1") is not None)
@@ -59,3 +65,21 @@ def test_what_was_lost_is_told_once_it_can_be() -> None:
     assert json.loads(first)["event"] == "first_told"
     assert told == "inspectd: 2 lines of the log could not be written: No space left on device"
     assert json.loads(last)["event"] == "last_told"
+
+
+def test_a_reader_that_stands_still_is_waited_for_once() -> None:
+    """Then lines are lost at once, until he reads again; long ones are whole."""
+    reading, writing = os.pipe()
+    file = LossyFile(writing)
+    started_s = time.monotonic()
+    for _ in range(100):
+        assert file.write(bytes(10_000)) == 10_000
+    assert time.monotonic() - started_s < 2 * PATIENCE_S
+    while len(os.read(reading, 1 << 20)) == 1 << 16:
+        pass
+    file.write(b"x" * 10_000)
+    told, _, long = os.read(reading, 1 << 20).rpartition(b"\n")
+    assert told.endswith(b"lines of the log could not be written: Resource temporarily unavailable")
+    assert long == b"x" * 10_000
+    for descriptor in (reading, writing):
+        os.close(descriptor)
