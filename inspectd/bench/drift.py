@@ -21,10 +21,10 @@ def drift_between(
     names: Sequence[str],
     threshold: float | None = None,
 ) -> Drift:
-    """How far the scores and maps of the same frames are apart; `threshold` None: the median of the exact scores."""
+    """How far the scores and maps of the same frames are apart; `threshold` None: amid the exact scores."""
     scores, others = np.array([one.score for one in exact]), np.array([one.score for one in moved])
     if threshold is None:
-        threshold = statistics.median(scores.tolist())
+        threshold = _amid(scores)
     flips = ((others >= threshold) != (scores >= threshold)) | (np.isfinite(others) != np.isfinite(scores))
     maps = [(a.map, b.map) for a, b in zip(exact, moved, strict=True) if a.map is not None]
     return drift_of(
@@ -35,6 +35,16 @@ def drift_between(
         threshold=threshold,
         flipped=[name for name, flip in zip(names, flips, strict=True) if flip],
     )
+
+
+def _amid(scores: NDArray[np.float64]) -> float:
+    """A threshold between the two middle scores: one that is itself a frame's score flips for nothing.
+
+    >>> _amid(np.array([0.9, 0.2, 0.1]))
+    0.55
+    """
+    ordered = sorted(scores.tolist())
+    return float(statistics.mean(ordered[(len(ordered) - 1) // 2 :][:2]))
 
 
 def drift_of(

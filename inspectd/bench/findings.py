@@ -21,7 +21,7 @@ class ModelPlan:
     images: tuple[Path, ...] = ()
     """Frames to score, or folders of them; without any, noise."""
     threshold: float | None = None
-    """Where decisions flip; default: the median score."""
+    """Where decisions flip; default: amid the exact scores."""
     banks: tuple[int, ...] = (1, 4, 32, 128)
     """Numbers of references whose cost is measured."""
     frame_size_wh_px: tuple[int, int] = (1920, 1080)

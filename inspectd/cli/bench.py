@@ -42,7 +42,7 @@ def model(
     rounds: Annotated[int, typer.Option(min=1, help="How often each variant runs, in turn with the others.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threshold: Annotated[float | None, typer.Option(help="Where decisions flip; default: the median score.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Where decisions flip; default: amid the scores.")] = None,
     out: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the findings as JSON.")] = None,
     profile: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a trace that a browser opens.")] = None,
 ) -> None:
