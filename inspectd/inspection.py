@@ -20,8 +20,17 @@ from inspectd.images import bgr_to_rgb, read_image_bgr
 from inspectd.quality import Look, fault, look
 from inspectd.recipe import QualityLimits, Recipe
 from inspectd.records import Decision, FailOn, Inspection, MapF32, ModelIdentity, PixelsU8, Reason
-from inspectd.regions import Regions, find_regions
-from inspectd.viewport import MaskBool, Viewport, frame_size_error, nearest_kinds, stitch, viewport
+from inspectd.regions import Regions, filters_error, find_regions
+from inspectd.viewport import (
+    MaskBool,
+    Viewport,
+    box_of,
+    frame_size_error,
+    nearest_kinds,
+    polygon_mask,
+    stitch,
+    viewport,
+)
 from inspectd.voting import decide
 
 _MOST_TILES_KEPT = 64
@@ -152,6 +161,17 @@ class _Kept:
     memories: tuple[Any, ...]
 
 
+def inspection_error(recipe: Recipe, size_wh_px: tuple[int, int]) -> str | None:
+    """Why frames of that size cannot be inspected, in one line: by their size, or by filters that hold all back."""
+    error = frame_size_error(recipe, size_wh_px)
+    if error is None:
+        box = box_of(recipe, size_wh_px)
+        whole = np.ones((box[3], box[2]), np.bool_)
+        error = filters_error(recipe.filters, polygon_mask(recipe.region.polygon_px, box) if recipe.region else whole)
+        error = error and f"{recipe.path}: {error}"
+    return error
+
+
 class Inspector:
     """One recipe on one detector. Not for use by several threads at once."""
 
@@ -187,9 +207,7 @@ class Inspector:
 
     def frame_size_error(self, size_wh_px: tuple[int, int]) -> str | None:
         """Why frames of that size cannot be inspected, in one line; None when they can."""
-        if size_wh_px in self._viewports:
-            return None
-        return frame_size_error(self._recipe, size_wh_px)
+        return None if size_wh_px in self._viewports else inspection_error(self._recipe, size_wh_px)
 
     def crop(self, pixels_bgr: PixelsU8, moment: Moment | None = None) -> Crops:
         """Copies out of a frame `(H, W, 3) uint8` BGR what the model needs.
@@ -353,6 +371,9 @@ class Inspector:
     def _viewport(self, size_wh_px: tuple[int, int]) -> Viewport:
         found = self._viewports.get(size_wh_px)
         if found is None:
+            error = inspection_error(self._recipe, size_wh_px)
+            if error is not None:
+                raise SourceError(error)
             found = viewport(self._recipe, size_wh_px, self._detector.grid_hw)
             if len(self._viewports) >= _VIEWPORTS_KEPT:
                 self._viewports.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,10 +27,9 @@ DefectName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9 _-]{0,31}$")]
 
 
 def _fillable(prompt: str) -> str:
-    try:
-        prompt.format("part")
-    except (LookupError, ValueError):
-        raise ValueError("expected {} once, where the object's name goes, and no other braces") from None
+    before, _, behind = prompt.partition("{}")
+    if re.search("[{}]", before + behind):
+        raise ValueError("expected {} once, where the object's name goes, and no other braces")
     return prompt
 
 

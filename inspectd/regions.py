@@ -61,6 +61,17 @@ def find_regions(
     return _components(hot, anomaly_map[part], filters.min_area_px, (origin_xy_px[0] + x0, origin_xy_px[1] + y0))
 
 
+def filters_error(filters: Filters, roi: NDArray[np.bool_]) -> str | None:
+    """Why no region could come through the filters though all of `roi (h, w)` were anomalous; None where one can."""
+    every = filters.model_copy(update={"min_area_px": 1})
+    regions = find_regions(roi.astype(np.float32), roi, 0.5, every).regions
+    if not regions:
+        return f"filters.open_px: {filters.open_px} leaves no region of all that is inspected"
+    if filters.min_area_px > regions[0].area_px:
+        return f"filters.min_area_px: {filters.min_area_px}, but a region has {regions[0].area_px} px at most here"
+    return None
+
+
 def disk(diameter_px: int) -> PixelsU8:
     """A disk `(d, d) uint8`: 1 where a pixel's centre is within half the diameter of the disk's. Symmetric for any d.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,10 +37,9 @@ CameraName = Annotated[str, Field(pattern=rf"^{CAMERA_NAME}$")]
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        return False
+    bracketed = re.fullmatch(r"\[(.+:.*)\]", host)
     try:
-        return ip_address(host.strip("[]")).is_loopback
+        return IPv6Address(bracketed[1]).is_loopback if bracketed else IPv4Address(host).is_loopback
     except ValueError:
         return False
 
@@ -68,7 +67,7 @@ class Endpoints(Strict):
     def _zeromq(cls, value: str) -> str:
         if re.fullmatch(r"ipc:///[^\0]+", value):
             return value
-        match = re.fullmatch(r"tcp://(?P<host>.+):(?P<port>\d+)", value)
+        match = re.fullmatch(r"tcp://(?P<host>.+):(?P<port>[0-9]+)", value)
         if match is None or not 0 < int(match["port"]) < 65536:
             raise ValueError("expected tcp://HOST:PORT with a port from 1 to 65535, or ipc:///absolute/path")
         if not _is_loopback(match["host"]):
@@ -79,7 +78,7 @@ class Endpoints(Strict):
     @classmethod
     def _http(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
-        if value and not (_is_loopback(host) and port.isdigit() and 0 < int(port) < 65536):
+        if value and not (_is_loopback(host) and re.fullmatch(r"[0-9]+", port) and 0 < int(port) < 65536):
             raise ValueError(
                 "expected 127.0.0.1:PORT or [::1]:PORT with a port from 1 to 65535, or an empty string for none"
             )
@@ -183,7 +182,7 @@ class Worker(Strict):
     threads: int | None = Field(default=None, ge=1, le=256)
     """CPU threads of the model; default: all cores."""
     fused: bool = True
-    """On a GPU: recorded passes and the kernel for windows, each proved when the model warms up; false: neither."""
+    """On a GPU: recorded passes and kernels of our own, each proved at start; false: torch's own launches."""
 
 
 class JournalSettings(Strict):

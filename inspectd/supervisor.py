@@ -20,6 +20,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 
 from inspectd.errors import ConfigError, ExitCode, JournalError
+from inspectd.inspection import inspection_error
 from inspectd.log import configure_log, get_logger
 from inspectd.recipe import Recipe, load_recipe
 from inspectd.records import CameraState
@@ -37,7 +38,6 @@ from inspectd.transport.memory import require_capacity, sweep
 from inspectd.transport.pipes import require_short_paths, sweep_stage_endpoints
 from inspectd.transport.ring import Ring
 from inspectd.transport.tickets import CameraView, Table
-from inspectd.viewport import frame_size_error
 
 LOOK_S = 0.05
 """How often heartbeats and signals are looked at; a death is noticed at once."""
@@ -146,7 +146,7 @@ class Supervisor:
         for name, camera in self._settings.cameras.items():
             width, height = probe(camera.source).size_wh_px
             recipe, size = self._recipes[name], (width, height)
-            error = frame_size_error(recipe, size) or presence_error(self._settings, name, recipe, size)
+            error = inspection_error(recipe, size) or presence_error(self._settings, name, recipe, size)
             if error is not None:
                 raise ConfigError(error)
             sizes[name] = width * height * 3

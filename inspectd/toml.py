@@ -83,10 +83,15 @@ def one_line(error: ValidationError, table: type[BaseModel] | None = None) -> st
     message = first["msg"].removeprefix("Value error, ").replace("\n", " ")
     if first["type"] == "extra_forbidden":
         message = unknown_key(str(first["loc"][-1]), _keys_at(first["loc"][:-1], table))
-    elif first["type"] not in ("missing", "value_error"):
+    elif first["type"] not in ("missing", "value_error") and not _may_be_secret(first):
         message = f"{message} (got {_short(first['input'])})"
     more = f" (1 of {len(rest) + 1} mistakes)" if rest else ""
     return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def _may_be_secret(mistake: ErrorDetails) -> bool:
+    """Whether what was given may hold a camera's login: its address, or a table that was written as text."""
+    return mistake["loc"][:1] == ("cameras",) and isinstance(mistake["input"], str | dict | list)
 
 
 def mistaken_key(error: ValidationError) -> str:

@@ -78,22 +78,8 @@ def frame_size_error(recipe: Recipe, size_wh_px: tuple[int, int]) -> str | None:
     count = len(tile_boxes((box[2], box[3]), recipe.tiling))
     if count > MOST_TILES:
         return f"{recipe.path}: tiling.tile_px cuts a frame into {count} tiles, at most {MOST_TILES} are allowed"
-    area_px = box[2] * box[3]
-    if recipe.region is not None:
-        area_px = int(np.count_nonzero(polygon_mask(recipe.region.polygon_px, box)))
-    if not area_px:
+    if recipe.region is not None and not polygon_mask(recipe.region.polygon_px, box).any():
         return f"{recipe.path}: region.polygon_px holds no pixel"
-    return _filters_error(recipe, min(box[2:]), area_px)
-
-
-def _filters_error(recipe: Recipe, side_px: int, area_px: int) -> str | None:
-    """Why no region could come through the filters where so much is inspected, `side_px` its shorter side."""
-    filters = recipe.filters
-    if filters.min_area_px > area_px:
-        return f"{recipe.path}: filters.min_area_px: {filters.min_area_px}, but only {area_px} px are inspected"
-    for key in ("open_px", "close_px"):
-        if (diameter_px := getattr(filters, key)) > side_px:
-            return f"{recipe.path}: filters.{key}: {diameter_px}, but the shorter side inspected has {side_px} px"
     return None
 
 

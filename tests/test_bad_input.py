@@ -133,7 +133,7 @@ CONFIG_MISTAKES = [
     pytest.param(edit("recipes/part.toml", "^deadline_ms", "deadline"), "deadline: unknown key", id="recipe-key"),
     pytest.param(
         edit("recipes/part.toml", r"\[decision\]", "[filters]\nmin_area_px = 10000\n[decision]\nfail_on = 'regions'"),
-        "filters.min_area_px: 10000, but only 6144 px are inspected",
+        "filters.min_area_px: 10000, but a region has 6144 px at most here",
         id="no-region-is-large-enough",
     ),
     pytest.param(

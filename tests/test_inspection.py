@@ -11,7 +11,7 @@ import pytest
 from tests_inspection import GOLDEN, BrightDetector, Brightness, bright_recipe, dark_frame
 
 from inspectd.errors import ConfigError, SourceError
-from inspectd.inspection import Inspector, Moment
+from inspectd.inspection import Inspector, Moment, inspection_error
 from inspectd.recipe import load_recipe
 from inspectd.records import Decision, FailOn, Reason
 from inspectd.voting import decide
@@ -388,6 +388,35 @@ def test_the_identity_changes_with_whatever_the_model_is_shown(tmp_path: Path):
         hashes[name] = Inspector(recipe, golden_detector(recipe)).identity.sha256
     assert hashes.pop("filtered") == hashes["plain"]
     assert len(set(hashes.values())) == len(hashes)
+
+
+RIM_PX = "[0, 0], [64, 0], [64, 64], [0, 64], [0, 6], [6, 6], [6, 58], [58, 58], [58, 6], [0, 6]"
+RIM = f"[region]\npolygon_px = [{RIM_PX}]\n"
+SLANT = "[region]\npolygon_px = [[0, 0], [6, 0], [64, 58], [64, 64], [58, 64], [0, 6]]\n"
+HALF = "[region]\npolygon_px = [[0, 0], [48, 0], [48, 32], [0, 32]]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[filters]\nmin_area_px = 4097", "filters.min_area_px: 4097, but a region has 4096 px at most"),
+        (f"{HALF}[filters]\nmin_area_px = 1537", "filters.min_area_px: 1537, but a region has 1536 px at most"),
+        (f"{RIM}[filters]\nopen_px = 31", "filters.open_px: 31 leaves no region"),
+        (f"{SLANT}[filters]\nopen_px = 11\nmin_area_px = 100", "filters.min_area_px: 100, but a region has"),
+        (f"{HALF}[filters]\nmin_area_px = 1536\nopen_px = 32\nclose_px = 32", None),
+        (f"{RIM}[filters]\nopen_px = 5", None),
+    ],
+)
+def test_filters_that_no_region_can_come_through_are_refused(tmp_path: Path, text: str, part: str | None):
+    """With `fail_on = "regions"` every part would pass: what is anomalous all over must leave a region."""
+    recipe = bright_recipe(tmp_path, text)
+    error = inspection_error(recipe, (64, 64))
+    assert (error is None) if part is None else (part in error)
+    inspector = Inspector(recipe, BrightDetector())
+    assert inspector.frame_size_error((64, 64)) == error
+    if error is not None:
+        with pytest.raises(SourceError, match="filters"):
+            inspector.crop(dark_frame(64, 64))
 
 
 def test_pattern_that_repeats_by_the_step_is_seen_alike_everywhere(tmp_path: Path):

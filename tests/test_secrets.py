@@ -8,9 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from clips import write_numbered
 from daemons import Daemon, running
 from rtsp_servers import RtspServer
+
+from inspectd.errors import ConfigError
+from inspectd.settings import load_settings
 
 SECRETS = ("jane-the-user", "wr0ng-passw0rd", "t0ken-of-the-url")
 
@@ -48,3 +52,17 @@ def test_wrong_password_is_never_said(
     assert daemon.log().count("401") >= 2
     for secret in SECRETS:
         assert not any(secret in each for each in told)
+
+
+@pytest.mark.parametrize("name", ["CAMERAS", "CAMERAS__CAM1", "CAMERAS__CAM1__SOURCE", "CAMERAS__CAM1__SOURCE__PORT"])
+@pytest.mark.parametrize("value", ["rtsp://jane:s3cret@cam/1", '{"kind": "rtsp", "password": "s3cret"'])
+def test_address_in_the_wrong_variable_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """The line names the variable, and keeps to itself what may hold a login."""
+    config = tmp_path / "inspectd.toml"
+    config.write_text('[cameras.cam1]\nrecipe = "part"\nsource = { kind = "rtsp", url = "rtsp://127.0.0.1/1" }\n')
+    monkeypatch.setenv(f"INSPECTD_{name}", value)
+    with pytest.raises(ConfigError, match=f"INSPECTD_{name}") as error:
+        load_settings(config)
+    assert "s3cret" not in str(error.value)

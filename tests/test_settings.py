@@ -89,7 +89,7 @@ UNKNOWN = "unknown key; did you mean {near}? {TOP}, weights, log; two underscore
         ("WORKER__DEVICE__CUDA", "1", "worker.device: Input should be a valid string (got {'cuda': '1'})"),
         ("WORKER", "foo", "worker: Input should be a valid dictionary or instance of Worker (got 'foo')"),
         ("WORKER", '{"device": "tpu"}', "worker.device: String should match pattern"),
-        ("CAMERAS", "[1", "cameras: Input should be a valid dictionary (got '[1')"),
+        ("CAMERAS", "[1", "cameras: Input should be a valid dictionary"),
         ("CAMERAS__CAM1__SOURCE", "foo", "cameras.cam1.source: "),
         ("CAMERAS__CAM2__RECIPE", "part", "cameras.cam2.source: Field required"),
         ("EVIDENCE__DECISIONS", "fail", "evidence.decisions: Input should be a valid tuple (got 'fail')"),

@@ -59,10 +59,6 @@ def test_a_polygon_around_the_whole_frame_is_no_polygon(tmp_path: Path):
         ("[region]\npolygon_px = [[0, 0], [60, 0], [0, 48.5]]", (64, 48), "y = 49"),
         ("[region]\npolygon_px = [[0, 10.6], [640, 10.6], [640, 10.8], [0, 10.8]]", (640, 480), "holds no pixel"),
         ("[tiling]\ntile_px = 32\noverlap = 0.5", (1920, 1080), "at most 1024"),
-        ("[filters]\nmin_area_px = 3073", (64, 48), "filters.min_area_px: 3073, but only 3072 px are inspected"),
-        (f"{HALF}[filters]\nmin_area_px = 1537", (64, 48), "filters.min_area_px: 1537, but only 1536 px are inspected"),
-        (f"{HALF}[filters]\nopen_px = 33", (64, 48), "filters.open_px: 33, but the shorter side inspected has 32 px"),
-        ("[filters]\nclose_px = 49", (64, 48), "filters.close_px: 49, but the shorter side inspected has 48 px"),
     ],
 )
 def test_frames_that_cannot_be_looked_at_are_named(tmp_path: Path, text: str, size: tuple[int, int], part: str):
@@ -72,12 +68,6 @@ def test_frames_that_cannot_be_looked_at_are_named(tmp_path: Path, text: str, si
     assert part in error
     with pytest.raises(SourceError, match=re.escape(error)):
         viewport(recipe, size, GRID)
-
-
-def test_filters_that_the_whole_region_comes_through_are_allowed(tmp_path: Path):
-    """The limits are those of what is inspected, all of it."""
-    recipe = bright_recipe(tmp_path, f"{HALF}[filters]\nmin_area_px = 1536\nopen_px = 32\nclose_px = 32")
-    assert frame_size_error(recipe, (64, 48)) is None
 
 
 @pytest.mark.parametrize("size", [(100, 40), (101, 83), (40, 41), (333, 250)])

@@ -18,7 +18,7 @@ from pathlib import Path
 from inspectd.detect.build import build_detector
 from inspectd.detect.weights import find
 from inspectd.errors import ConfigError, InspectdError
-from inspectd.inspection import Inspector
+from inspectd.inspection import Inspector, inspection_error
 from inspectd.quality import Look
 from inspectd.quality import look as look_at
 from inspectd.recipe import Recipe, load_recipe
@@ -33,7 +33,6 @@ from inspectd.stages.station_rules import stations_error
 from inspectd.transport.memory import held_bytes
 from inspectd.transport.pipes import require_short_paths
 from inspectd.transport.sockets import SOCKET_PATH_BYTES
-from inspectd.viewport import frame_size_error
 
 MOST_GRABS = 6
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the kernel has it
@@ -230,7 +229,7 @@ def _recipe(settings: Settings, name: str, frames: dict[str, PixelsU8]) -> Itera
         for camera in (camera for camera in frames if _uses(settings, camera, name)):
             height, width = frames[camera].shape[:2]
             size = width, height
-            error = frame_size_error(loaded[0], size) or presence_error(settings, camera, loaded[0], size)
+            error = inspection_error(loaded[0], size) or presence_error(settings, camera, loaded[0], size)
             if error is not None:
                 raise ConfigError(error)
         return _thresholds(loaded[0])

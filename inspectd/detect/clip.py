@@ -24,8 +24,7 @@ Beat = Callable[[], None]
 _MLP_ROWS_CPU = 1024
 """About so many rows of the MLP's hidden layer still lie in a CPU's cache."""
 _MLP_ROWS_GPU = 1 << 30
-"""A GPU takes all rows at once. The alternative, to be measured on a card: parts whose hidden layer stays in its L2,
-which for an H200's are about 4,700 rows of 3584 numbers in bf16."""
+"""A GPU takes all rows at once."""
 _SHORT = 64
 """Tokens of a sequence up to which plain products beat torch's fused attention on a CPU: every window's."""
 

@@ -13,8 +13,8 @@ from inspectd.errors import JournalError
 from inspectd.journal.verdicts import Journal
 
 T = TypeVar("T")
-MOST_ASKED = 16
-"""So many questions may wait for a slow disk."""
+MOST_ASKED = 128
+"""So many questions may wait: each client asks for what it missed when a publisher is new."""
 
 
 class JournalReader:
@@ -33,7 +33,7 @@ class JournalReader:
             JournalError: too much waits already.
         """
         if self._waiting() >= MOST_ASKED:
-            raise self._silence()
+            raise JournalError(f"{self._path}: {MOST_ASKED} questions wait already")
         found: Future[T] = Future()
         self._open.append(found)
         self._asked.put((found, query))

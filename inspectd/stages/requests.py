@@ -41,6 +41,7 @@ TRIGGER_READ_S = 0.05
 READ_S = 0.02
 """So long a turn waits for what a client wants to read; what takes longer is sent when it is there."""
 READ_LIMIT_NS = 1_000_000_000
+"""Who waits to read is told after so long a silence of the disk."""
 MAX_WAITING = 1000
 MAX_HISTORY_BYTES = 2 << 20
 """A thousand verdicts without many regions; who gets fewer than he asked for asks again from the last one."""
@@ -68,7 +69,7 @@ class _Reading:
     request_id: str
     found: Future[Any]
     reply: Callable[[Any], tuple[bytes, ...]]
-    until_ns: int
+    asked_ns: int
 
 
 class Requests:
@@ -100,6 +101,7 @@ class Requests:
         self._triggers = triggers
         self._reader = reader
         self._reading: list[_Reading] = []
+        self._read_ns = 0
         self._socket = socket
         self._commands = commands
         self._metrics = metrics
@@ -304,9 +306,7 @@ class Requests:
                 lambda journal: journal.seq_of_trigger(self._table.session, camera, trigger_id), TRIGGER_READ_S
             )
         except JournalError as error:
-            if self._journal_is_read:
-                get_logger().error("journal_unreadable", error=str(error))
-            self._journal_is_read = False
+            self._say_unreadable(error)
             return None
         self._journal_is_read = True
         return seq
@@ -368,15 +368,17 @@ class Requests:
             raise self._unreadable(request_id, error) from error
         if not self._reading:  # otherwise the disk is slow, and the verdicts do not wait with the clients
             wait([found], READ_S)
-        until_ns = time.monotonic_ns() + READ_LIMIT_NS
-        self._reading.append(_Reading(envelope, request_id, found, reply, until_ns))
+        self._reading.append(_Reading(envelope, request_id, found, reply, time.monotonic_ns()))
         self._reply_read()
         return ()
 
     def _reply_read(self) -> None:
-        """Replies to the clients for whom the journal was read, and to those who have waited for too long."""
+        """Replies to the clients for whom the journal was read, and to all who wait where it has long been silent."""
         now_ns = time.monotonic_ns()
-        ripe = [each for each in self._reading if each.found.done() or now_ns >= each.until_ns]
+        ripe = [each for each in self._reading if each.found.done()]
+        if ripe:
+            self._read_ns = now_ns
+        ripe += [each for each in self._reading if now_ns - max(self._read_ns, each.asked_ns) >= READ_LIMIT_NS]
         self._reading = [each for each in self._reading if each not in ripe]
         for each in ripe:
             self._reply(each.envelope, partial(self._reply_of, each))
@@ -386,11 +388,18 @@ class Requests:
             found = self._reader.result(each.found, 0)
         except JournalError as error:
             raise self._unreadable(each.request_id, error) from error
+        self._journal_is_read = True
         return each.reply(found)
 
     def _unreadable(self, request_id: str, error: JournalError) -> RequestError:
-        get_logger().error("journal_unreadable", error=str(error))
+        self._say_unreadable(error)
         return RequestError(ErrorCode.UNAVAILABLE, f"journal: {error}", request_id)
+
+    def _say_unreadable(self, error: JournalError) -> None:
+        """Once, until it is read again."""
+        if self._journal_is_read:
+            get_logger().error("journal_unreadable", error=str(error))
+        self._journal_is_read = False
 
     def _view(self, camera: str) -> CameraView:
         return self._table.camera(self._table.cameras.index(camera))
