@@ -106,7 +106,8 @@ class Frame:
     `index` counts the source's frames from 0 and goes on over reconnects; `pts_s` is the stream's own time, None where
     there is none. `captured_ns` is the best that is known of the moment of exposure, `time_kind` says how; the frame
     arrived `lag_ns` later. `damage` names decode damage (the frame must become `error/frame_corrupt`), None for a sound
-    frame. `frozen` is the gates' word: its picture has stood too long.
+    frame. `lost_ns` is when the last frame was exposed that was dropped before this one, 0 where none was. `frozen` is
+    the gates' word: its picture has stood too long.
     """
 
     index: int
@@ -117,6 +118,7 @@ class Frame:
     lag_ns: int = 0
     pts_s: float | None = None
     damage: str | None = None
+    lost_ns: int = 0
     frozen: bool = False
 
     @property

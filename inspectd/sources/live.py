@@ -114,6 +114,7 @@ class LiveCamera:
         self._patience = patience
         self._another = another
         self._waiting = _Waiting(start_index)
+        self._lost_ns = 0
         self._seen_wh_px: tuple[int, int] | None = None
         if _readers() >= MOST_READERS:
             raise SourceLost(f"{name}: {MOST_READERS} earlier connections still hang; waiting for them to end")
@@ -143,10 +144,12 @@ class LiveCamera:
         """The next frame, or None."""
         until_s = time.monotonic() + timeout_s
         while (taken := self._waiting.take(until_s, lambda: self._link.failure is not None)) is not None:
-            index, arrival = taken
+            self._lost_ns = max(self._lost_ns, taken.lost_ns)
+            arrival = taken.arrival
             if time.monotonic_ns() - arrival.captured_ns - arrival.lag_ns <= STALE_S * 1e9:
-                return self._frame(index, arrival)
+                return self._frame(taken.index, arrival)
             self._waiting.missed += 1
+            self._lost_ns = max(self._lost_ns, arrival.captured_ns)
         self._check()
         self._ask_again()
         return None
@@ -215,6 +218,7 @@ class LiveCamera:
             lag_ns=arrival.lag_ns,
             pts_s=arrival.pts_s,
             damage=damage,
+            lost_ns=self._lost_ns,
         )
 
     def _check_size(self, width: int, height: int) -> None:
@@ -231,6 +235,15 @@ def _readers() -> int:
     return sum(thread.name == THREAD_NAME for thread in threading.enumerate())
 
 
+@dataclass(slots=True)
+class _Numbered:
+    """An arrival that waits. `lost_ns`: when the last frame was exposed that was dropped before it, or 0."""
+
+    index: int
+    arrival: Arrival
+    lost_ns: int
+
+
 class _Waiting:
     """The frames that wait to be read, of the one connection that opened first."""
 
@@ -239,7 +252,8 @@ class _Waiting:
         self.missed = 0
         self.user: _Link | None = None
         self._changed = threading.Condition()
-        self._queue: deque[tuple[int, Arrival]] = deque()
+        self._queue: deque[_Numbered] = deque()
+        self._lost_ns = 0
 
     def claim(self, link: _Link) -> bool:
         """A connection has opened: whether it is the one to be used."""
@@ -253,14 +267,16 @@ class _Waiting:
             index, self.next_index = self.next_index, self.next_index + 1
             if not arrival.fresh:
                 self.missed += 1
+                self._lost_ns = max(self._lost_ns, arrival.captured_ns)
                 return
-            if len(self._queue) >= QUEUE_FRAMES:
-                self._queue.popleft()
+            self._queue.append(_Numbered(index, arrival, self._lost_ns))
+            if len(self._queue) > QUEUE_FRAMES:
+                dropped, oldest = self._queue.popleft(), self._queue[0]
                 self.missed += 1
-            self._queue.append((index, arrival))
+                oldest.lost_ns = max(oldest.lost_ns, dropped.lost_ns, dropped.arrival.captured_ns)
             self._changed.notify_all()
 
-    def take(self, until_s: float, over: Callable[[], bool]) -> tuple[int, Arrival] | None:
+    def take(self, until_s: float, over: Callable[[], bool]) -> _Numbered | None:
         """The oldest frame; None at `until_s`, or when it is `over` with the connection."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or over(), max(0.0, until_s - time.monotonic()))

@@ -102,7 +102,8 @@ class Parts:
     """The parts in a stream whose frames may change their size, and need not be of the size that the zone was set for.
 
     A frame that the zone does not lie in is handed on as damaged, so that it is answered and never taken for an empty
-    belt; a blind one, in which no part could be seen, is given for what it is.
+    belt; a blind one, in which no part could be seen, is given for what it is. Where the stream's own times begin or
+    end on the way, all begins anew, and one unseen frame is given: the silence before it cannot be measured.
 
     Args:
         taken: parts that an earlier process has taken and that may still lie in the zone.
@@ -116,6 +117,7 @@ class Parts:
         self._taken, self._recorded = taken, recorded
         self._light = Light(recipe)
         self._size_wh_px: tuple[int, int] | None = None
+        self._has_times = False
         self._misfit: str | None = None
         self._presence: Presence
 
@@ -127,9 +129,11 @@ class Parts:
         """
         size = (frame.pixels_bgr.shape[1], frame.pixels_bgr.shape[0])
         ended: list[Part] = []
-        if size != self._size_wh_px and frame.damage is None:
+        if frame.damage is None and self._is_another_stream(frame, size):
             ended = self.flush()
-            self._begin(size)
+            if size == self._size_wh_px:  # how long it took from one clock to the other, nobody can say
+                ended.append(Part(frames=(replace(frame, damage="the stream's own times began or ended"),)))
+            self._begin(size, has_times=frame.pts_s is not None)
         if self._size_wh_px is None:
             return [Part(frames=(frame,))]  # damaged before anything was seen
         if self._misfit is not None:
@@ -140,7 +144,12 @@ class Parts:
         """The source has ended or was interrupted: parts that are still in the zone give their best moments."""
         return [] if self._size_wh_px is None else self._presence.flush()
 
-    def _begin(self, size_wh_px: tuple[int, int]) -> None:
+    def _is_another_stream(self, frame: Frame, size_wh_px: tuple[int, int]) -> bool:
+        """Whether what is known of the frames before does not hold for a sound one: another size, or another clock."""
+        return size_wh_px != self._size_wh_px or self._has_times != (frame.pts_s is not None)
+
+    def _begin(self, size_wh_px: tuple[int, int], *, has_times: bool) -> None:
+        self._has_times = has_times
         width, height = self._size_wh_px = size_wh_px
         zone = self._trigger.zone_xywh_px or box_of(self._recipe, size_wh_px)
         inside = _lies_in(zone, size_wh_px)

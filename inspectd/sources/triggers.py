@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from inspectd.records import Frame, TimeKind
+from inspectd.records import Frame, Reason
 
 RECENT_NS = 500_000_000
 """A trigger's way to its camera is shorter: commits that a slow disk holds up, 150 ms each, and some turns."""
@@ -57,39 +57,38 @@ class External:
     """Which frame an external trigger gets: the first that was exposed after it came, by the frame's own time.
 
     A frame that was exposed earlier is never given, however late it comes. One that came while the trigger was still on
-    its way to this process is: frames are kept for that. Where the right one may be lost (it is kept no longer, or was
-    lost on its way here) the trigger gets none: the next frame may show the next part.
+    its way to this process is: frames are kept for that. Where the right one is lost (it is kept no longer, was dropped
+    on its way here, or the camera was gone) the trigger gets none: the next frame may show the next part.
     """
 
     def __init__(self, left: Iterable[Request] = ()) -> None:
         """`left` are the triggers that an earlier process accepted and gave no frame."""
         self._waiting = deque(left)
-        self._missed: list[Request] = []
+        self._missed: list[tuple[Request, Reason]] = []
         self._recent: deque[Frame] = deque()
-        self._next_index: int | None = None
-        self._lost_ns = 0
-        """A frame that is not to be had any more may have been exposed as late as this."""
+        self._forgotten_ns = 0
+        """When the last frame was exposed that is kept no longer."""
+        self._gone_ns = 0
+        """What the camera showed until then, nobody saw."""
 
     def ask(self, request: Request) -> Frame | None:
         """Takes a trigger: the frame for it, None where it is still to come or `missed`."""
-        if request.arrived_ns < self._lost_ns:
-            self._missed.append(request)
-            return None
         found = next((frame for frame in self._recent if frame.captured_ns > request.arrived_ns), None)
+        if self._misses(request, found):
+            return None
         if found is None:
             self._waiting.append(request)
         return found
 
     def feed(self, frame: Frame) -> list[Request]:
         """Takes every frame, in order: the triggers that it is for."""
-        if self._has_lost_some_before(frame):
-            self._lose_until(frame.captured_ns)
-        self._next_index = frame.index + 1
+        asked_before = self._taken([each for each in self._waiting if frame.captured_ns > each.arrived_ns])
+        given = [each for each in asked_before if not self._misses(each, frame)]
         self._keep(frame)
-        return self._taken([each for each in self._waiting if frame.captured_ns > each.arrived_ns])
+        return given
 
-    def missed(self) -> list[Request]:
-        """The triggers whose frame may have been lost, and that get no other."""
+    def missed(self) -> list[tuple[Request, Reason]]:
+        """The triggers whose frame is lost, and that get no other, each with the reason."""
         missed, self._missed = self._missed, []
         return missed
 
@@ -97,20 +96,18 @@ class External:
         """The triggers whose deadline is so near that no frame helps them any more."""
         return self._taken([each for each in self._waiting if now_ns >= each.deadline_ns - reserve_ns])
 
-    def give_up(self, now_ns: int) -> list[Request]:
-        """All that wait: no frame comes. What is exposed until now is lost; a new count of frames may begin."""
-        self._lose_until(now_ns)
-        self._next_index = None
-        return self.missed() + self._taken(list(self._waiting))
+    def give_up(self, now_ns: int, reason: Reason) -> None:
+        """No frame comes: all that wait are `missed`, and what came until now and is still under way will be."""
+        self._gone_ns = now_ns
+        self._missed += [(each, reason) for each in self._taken(list(self._waiting))]
 
-    def _has_lost_some_before(self, frame: Frame) -> bool:
-        """Whether frames came to nothing between the last one and this; what a recording leaves out was never shown."""
-        follows = self._next_index is None or frame.index <= self._next_index
-        return not follows and frame.time_kind is not TimeKind.FILE
-
-    def _lose_until(self, time_ns: int) -> None:
-        self._lost_ns = max(self._lost_ns, time_ns)
-        self._missed += self._taken([each for each in self._waiting if each.arrived_ns < self._lost_ns])
+    def _misses(self, request: Request, frame: Frame | None) -> bool:
+        """Whether the right frame is lost: one before this, which is the first that is here and was exposed later."""
+        lost_ns = max(self._forgotten_ns, 0 if frame is None else frame.lost_ns)
+        if request.arrived_ns >= max(lost_ns, self._gone_ns):
+            return False
+        self._missed.append((request, Reason.CAMERA_LOST if request.arrived_ns < self._gone_ns else Reason.OVERLOAD))
+        return True
 
     def _keep(self, frame: Frame) -> None:
         self._recent.append(frame)
@@ -118,9 +115,9 @@ class External:
         while len(self._recent) > FEWEST_RECENT and (
             kept_bytes > RECENT_BYTES or frame.captured_ns - self._recent[0].captured_ns > RECENT_NS
         ):
-            dropped = self._recent.popleft()
-            kept_bytes -= dropped.pixels_bgr.nbytes
-            self._lost_ns = max(self._lost_ns, dropped.captured_ns)
+            forgotten = self._recent.popleft()
+            kept_bytes -= forgotten.pixels_bgr.nbytes
+            self._forgotten_ns = max(self._forgotten_ns, forgotten.captured_ns)
 
     def _taken(self, requests: list[Request]) -> list[Request]:
         for request in requests:

@@ -131,6 +131,7 @@ class Capture:
                 self._view.frames_read += 1
                 self._backoff.reset()
                 self._hold()
+                self._fail_overdue(time.monotonic_ns())  # a hold may be long
                 if self._consider(frame):
                     source.acknowledge()
 
@@ -145,6 +146,7 @@ class Capture:
         while self._acceptance.fast and not self._acceptance.accepting and not self._acceptance.stopping:
             self._life.beat()
             self._take_requests()
+            self._fail_overdue(time.monotonic_ns())
             time.sleep(READ_S / 2)
 
     def _count_missed(self, source: FrameSource) -> None:
@@ -225,11 +227,11 @@ class Capture:
         frame = self._gates.feed(frame)
         if frame.damage is not None:
             self._view.frames_damaged += 1
-        if self._acceptance.kind is TriggerKind.EXTERNAL:  # in a pause too: what was accepted before it gets its frame
-            for request in self._external.feed(frame):
-                self._give(request, frame)
+        requests = self._external.feed(frame) if self._acceptance.kind is TriggerKind.EXTERNAL else []
+        for request in requests:  # in a pause too: what was accepted before it gets its frame
+            self._give(request, frame)
         if not self._acceptance.accepting:
-            return False
+            return bool(requests)
         if self._acceptance.kind is TriggerKind.PRESENCE:
             self._watch_for_parts(frame)
         elif self._acceptance.kind is TriggerKind.CONTINUOUS and self._wants(frame):
@@ -329,9 +331,11 @@ class Capture:
         self._acceptance.decide(self._external.overdue(now_ns, reserve_ns), Reason.CAMERA_LOST)
 
     def _fail_missed(self) -> None:
-        """Triggers whose frame is lost already: they came too late for it, or it never came here."""
-        self._acceptance.decide(self._external.missed(), Reason.OVERLOAD)
+        """Triggers whose frame is lost: they came too late for it, it never came here, or none comes any more."""
+        for request, reason in self._external.missed():
+            self._acceptance.decide([request], reason)
 
     def _fail_all(self, reason: Reason) -> None:
         """Triggers that no frame will come for."""
-        self._acceptance.decide(self._external.give_up(time.monotonic_ns()), reason)
+        self._external.give_up(time.monotonic_ns(), reason)
+        self._fail_missed()

@@ -12,6 +12,7 @@ import pytest
 from belts import DIRECTIONS, RADIUS_PX, ZONE, Belt, fired_by
 from tests_inspection import bright_recipe
 
+from inspectd.records import Sighting
 from inspectd.settings import TriggerSettings
 from inspectd.sources.heaps import Heaps, filled
 from inspectd.sources.presence import Parts, Presence, Taken
@@ -307,6 +308,32 @@ def test_stall_in_which_parts_may_have_passed_is_one_error(stall_s: float, told:
     seen = [start for start in STARTS if not 60 * 6 - 110 < start < (60 + lost) * 6 + 110]
     assert len(given) - told >= len(seen)
     assert told or len(given) == len(STARTS)
+
+
+def test_silence_in_which_the_streams_own_times_end_is_one_error(tmp_path: Path) -> None:
+    """No clock measures it, and parts that come afterwards are parts by the other clock."""
+    belt = Belt([180, 900, 1240], speed_px=6.0)
+    parts = Parts(
+        TriggerSettings(kind="presence", zone_xywh_px=ZONE),
+        bright_recipe(tmp_path),
+        taken=[
+            Taken(
+                sighting=Sighting(bbox_xywh_px=ZONE, step_xy_px=(6.0, 0.0), frame_s=0.04), frame_index=0, captured_ns=0
+            )
+        ],
+        recorded=False,
+    )
+    given = []
+    for index in [*range(60), *range(100, 240)]:
+        each = belt.frame(index)
+        stamp_s = 1.7e9 + index / 25 if index < 60 else None
+        given += parts.feed(replace(each, index=index if index < 60 else index - 40, pts_s=stamp_s))
+    assert [(part.best.index, part.best.damage is None) for part in given] == [
+        (30, True),
+        (60, False),
+        (110, True),
+        (167, True),
+    ]
 
 
 def test_new_process_takes_what_comes_to_the_place_of_a_part_that_stood_there_before() -> None:

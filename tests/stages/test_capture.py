@@ -154,19 +154,19 @@ class Played:
 
 
 class PausedMeanwhile:
-    """A source that is paused while it reads its second frame, and stays so for a moment."""
+    """A source that is paused while it reads a frame, its second by default, and stays so for a moment."""
 
-    def __init__(self, source: FrameSource, view: CameraView) -> None:
-        self._source, self._view = source, view
+    def __init__(self, source: FrameSource, view: CameraView, *, index: int = 1, for_s: float = 0.3) -> None:
+        self._source, self._view, self._index, self._for_s = source, view, index, for_s
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
 
     def read(self, timeout_s: float) -> Frame | None:
         frame = self._source.read(timeout_s)
-        if frame is not None and frame.index == 1:
+        if frame is not None and frame.index == self._index:
             self._view.paused = 1
-            threading.Timer(0.3, lambda: setattr(self._view, "paused", 0)).start()
+            threading.Timer(self._for_s, lambda: setattr(self._view, "paused", 0)).start()
         return frame
 
 
@@ -314,13 +314,13 @@ def row_of(line: Line, seq: int) -> Row:
 
 
 @contextmanager
-def asking(line: Line) -> Iterator[Callable[[str, int], None]]:
+def asking(line: Line, deadline_ms: int = 60_000) -> Iterator[Callable[[str, int], None]]:
     """A publisher that hands triggers on."""
     line.table.publisher_generation = 1
     with closing(Commands(stage_endpoint(line.folder, "publisher", 1, "commands"))) as commands:
 
         def ask(trigger_id: str, arrived_ns: int) -> None:
-            command = {"trigger_id": trigger_id, "part_id": None, "deadline_ms": 60_000, "arrived_ns": arrived_ns}
+            command = {"trigger_id": trigger_id, "part_id": None, "deadline_ms": deadline_ms, "arrived_ns": arrived_ns}
             until_s = time.monotonic() + PATIENCE_S
             while not commands.send("capture-cam1", json.dumps(command).encode()):
                 assert time.monotonic() < until_s
@@ -340,7 +340,7 @@ def test_trigger_that_was_long_under_way_gets_its_own_frame_or_none(line: Line) 
             camera.pictures.put(numbered(number))
             line.until(lambda number=number: line.view.frames_read == number + 1)
             time.sleep(0.15)
-        for number in (0, 6):
+        for number in (1, 6):
             ask(f"before {number}", shown_ns[number])
         rows = [row_of(line, seq) for seq in (1, 2)]
     assert [(row.gate, row.frame_index) for row in rows] == [(Reason.OVERLOAD, -1), (None, 6)]
@@ -365,6 +365,7 @@ def test_trigger_of_a_camera_that_is_not_back_yet_gets_none_of_its_later_frames(
         line.until(lambda: line.view.frames_read == 1)
         camera.here = False
         line.until(lambda: line.view.state is CameraState.LOST)
+        lost_ns = time.monotonic_ns()
         camera.here = True
         line.until(lambda: camera.opens == 2)
         ask("meanwhile", time.monotonic_ns())
@@ -376,3 +377,42 @@ def test_trigger_of_a_camera_that_is_not_back_yet_gets_none_of_its_later_frames(
         time.sleep(0.1)
         camera.pictures.put(numbered(3))
         assert row_of(line, 2).gate is None
+        ask("long under way", lost_ns)
+        assert row_of(line, 3).gate is Reason.CAMERA_LOST
+
+
+@contextmanager
+def held_drop(line: Line, *, deadline_ms: int, for_s: float) -> Iterator[None]:
+    """A trigger waits for the image of a drop folder, which is read as a pause begins."""
+    images = line.folder / "in"
+    images.mkdir()
+    source = f'kind = "drop", path = "{images}", max_size_wh_px = [240, 240], index = "{line.folder / "handled"}"'
+
+    def opens(*args: Any, **more: Any) -> Any:
+        return PausedMeanwhile(open_source(*args, **more), line.view, index=0, for_s=for_s)
+
+    with asking(line, deadline_ms) as ask, line.captures(source, EXTERNAL, opens):
+        ask("a", time.monotonic_ns())
+        line.until(lambda: line.view.row(1) is not None)
+        cv2.imwrite(str(images / "0.png"), numbered(0))
+        line.until(lambda: line.view.frames_read == 1)
+        yield
+
+
+def test_frame_that_a_pause_held_is_not_for_a_trigger_that_is_overdue(line: Line) -> None:
+    """Its deadline ends in the pause: it is told so then, and the frame after the pause is not its own."""
+    with held_drop(line, deadline_ms=2000, for_s=4.0):
+        row = row_of(line, 1)
+        assert line.view.paused
+    assert (row.gate, row.frame_index) == (Reason.CAMERA_LOST, -1)
+
+
+def test_image_that_a_trigger_got_as_the_daemon_stopped_is_not_handed_out_again(line: Line) -> None:
+    """A stop ends the pause that held it: the trigger is answered by it, so it is through."""
+    with held_drop(line, deadline_ms=60_000, for_s=PATIENCE_S):
+        assert line.view.paused
+    row = row_of(line, 1)
+    assert (row.gate, row.frame_index) == (None, 0)
+    source = load_settings(line.folder / "inspectd.toml").cameras["cam1"].source
+    with closing(open_source(source)) as again:
+        assert again.read(1.0) is None
