@@ -33,7 +33,7 @@ from inspectd.transport import wire
 from inspectd.transport.endpoints import LINGER_STOP_MS, ControlSocket, VerdictSocket
 from inspectd.transport.pipes import MAX_RESULT_BYTES, Commands, Inbox, stage_endpoint
 from inspectd.transport.rows import unreadable
-from inspectd.transport.sockets import finish_sockets, wait
+from inspectd.transport.sockets import Bell, Socket, finish_sockets, wait
 from inspectd.transport.tickets import ROWS, CameraView
 
 HEARTBEAT_NS = 200_000_000
@@ -111,6 +111,7 @@ class Publisher:
             life=life,
             triggers=self._readers[0],
             reader=self._readers[1],
+            bell=self._bell,
             socket=self._control,
             commands=self._commands,
             metrics=self._metrics,
@@ -148,6 +149,7 @@ class Publisher:
         self._turned_ns = now_ns
         for _ in self._wakes.drain():
             pass
+        self._bell.hush()
         self._commands.throw_away()
         self._take_rows()
         self._stations.look()
@@ -422,7 +424,9 @@ class Publisher:
         self._commands = Commands(mine("commands"))
         self._verdicts = VerdictSocket(settings.endpoints.verdicts, wire.topics(self._views), self._life.beat)
         self._control = ControlSocket(settings.endpoints.control, self._life.beat)
-        self._sockets = [self._results, self._wakes, self._commands, self._verdicts, self._control]
+        self._bell = Bell()
+        internal = self._results, self._wakes, self._commands, self._bell
+        self._sockets: list[Socket | Bell] = [*internal, self._verdicts, self._control]
 
     def _serve_metrics(self) -> MetricsServer | None:
         address = self._charge.settings.endpoints.metrics

@@ -6,7 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ from inspectd.log import get_logger
 from inspectd.records import DaemonState, TriggerKind
 from inspectd.stages.figures import Tally, process_figures, quantiles
 from inspectd.stages.station_rules import Match
+from inspectd.transport.sockets import Bell
 from inspectd.transport.tickets import ROWS
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ SERVE_NS = 5_000_000
 """Requests may take so much of a turn: whoever asks without a pause waits, the verdicts do not."""
 TRIGGER_READ_S = 0.05
 """A journal that does not know a trigger in that time does not know it: what is new must not wait (contract I4)."""
-READ_S = 0.02
-"""So long a turn waits for what a client wants to read; what takes longer is sent when it is there."""
 READ_LIMIT_NS = 1_000_000_000
 """Who waits to read is told after so long a silence of the disk."""
 MAX_WAITING = 1000
@@ -77,7 +76,7 @@ class Requests:
 
     Args:
         triggers: reads which triggers were accepted, so that these wait behind no client's history.
-        reader: reads what clients ask for.
+        reader: reads what clients ask for; it rings the bell when something was read, and `serve` sends it.
         state: the daemon's state at present.
         find_picture: where the evidence of a session, camera and seq lies in its folder, None where there is none.
         stations: the stations, by name.
@@ -89,6 +88,7 @@ class Requests:
         life: Life,
         triggers: JournalReader,
         reader: JournalReader,
+        bell: Bell,
         socket: ControlSocket,
         commands: Commands,
         metrics: Metrics,
@@ -100,6 +100,7 @@ class Requests:
         self._table = life.table
         self._triggers = triggers
         self._reader = reader
+        self._bell = bell
         self._reading: list[_Reading] = []
         self._read_ns = 0
         self._socket = socket
@@ -113,6 +114,8 @@ class Requests:
         self._answered_before = {name: self._view(name).answered_through for name in self._table.cameras}
         self._journal_is_read = True
         self._noted: deque[tuple[int, list[bytes], control.Request]] = deque()
+        self._knows_all = not any(self._answered_before.values())
+        """Whether `_seqs` holds every trigger of the session: this publisher is its first, and none was forgotten."""
         self._tallies = {name: Tally(after_seq=seq) for name, seq in self._answered_before.items()}
 
     def serve(self, now_ns: int) -> None:
@@ -287,7 +290,8 @@ class Requests:
         """The seq that a trigger was given before, None where it is new."""
         self._recall(camera)
         key = (camera, trigger_id)
-        if key not in self._seqs and (seq := self._journaled_seq(camera, trigger_id)) is not None:
+        unknown = key not in self._seqs and not self._knows_all
+        if unknown and (seq := self._journaled_seq(camera, trigger_id)) is not None:
             self._remember(key, seq)
         return self._seqs.get(key)
 
@@ -315,6 +319,7 @@ class Requests:
         self._seqs[key] = seq
         while len(self._seqs) > MAX_KNOWN:
             del self._seqs[next(iter(self._seqs))]
+            self._knows_all = False
 
     def _known_trigger(self, request: control.TriggerRequest, envelope: list[bytes], seq: int) -> tuple[bytes, ...]:
         """The reply to a trigger id that was accepted before: the same seq, never a second inspection."""
@@ -357,7 +362,7 @@ class Requests:
         query: Callable[[Journal], T],
         reply: Callable[[T], tuple[bytes, ...]],
     ) -> tuple[bytes, ...]:
-        """Has the journal read for a client. Nothing is to be replied here: `_reply_read` does, now or in a later turn.
+        """Has the journal read for a client. Nothing is to be replied here: `_reply_read` does, in a later turn.
 
         Raises:
             RequestError: too many wait already for a disk that does not answer.
@@ -366,10 +371,8 @@ class Requests:
             found = self._reader.ask(query)
         except JournalError as error:
             raise self._unreadable(request_id, error) from error
-        if not self._reading:  # otherwise the disk is slow, and the verdicts do not wait with the clients
-            wait([found], READ_S)
         self._reading.append(_Reading(envelope, request_id, found, reply, time.monotonic_ns()))
-        self._reply_read()
+        found.add_done_callback(lambda _: self._bell.ring())
         return ()
 
     def _reply_read(self) -> None:

@@ -12,6 +12,7 @@ import errno
 import os
 import socket as unix
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -87,7 +88,25 @@ class Socket:
         return True
 
 
-def wait(sockets: Sequence[Socket], timeout_s: float) -> None:
+class Bell:
+    """Wakes a loop that waits from another thread of its process."""
+
+    def __init__(self) -> None:
+        self.socket = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self.socket)  # with the last thread that may ring it
+
+    def ring(self) -> None:
+        """May be called by any thread, at any time."""
+        with contextlib.suppress(BlockingIOError):  # it rings already
+            os.eventfd_write(self.socket, 1)
+
+    def hush(self) -> None:
+        """It has been heard."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.socket)
+
+
+def wait(sockets: Sequence[Socket | Bell], timeout_s: float) -> None:
     """Blocks until one of the sockets has something to read, or the time is over."""
     poller = zmq.Poller()
     for each in sockets:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from pathlib import Path
 
 from inspectd.transport.pipes import INTERNAL_HWM, Inbox, Outbox, stage_endpoint, sweep_stage_endpoints
-from inspectd.transport.sockets import wait
+from inspectd.transport.sockets import Bell, wait
 
 
 def test_full_queue_inside_never_blocks(tmp_path: Path) -> None:
@@ -46,3 +48,17 @@ def test_sweep_takes_dead_stage_sockets_only(tmp_path: Path) -> None:
         sweep_stage_endpoints(tmp_path)
         left = {path.name for path in tmp_path.iterdir()}
     assert left == {"my-recipe.toml", "worker-7.wake", "worker-2.wake"}
+
+
+def test_bell_wakes_a_loop_from_another_thread() -> None:
+    """Once for all rings, and not again when it has been hushed."""
+    bell = Bell()
+    threading.Timer(0.05, lambda: [bell.ring() for _ in range(3)]).start()
+    started_s = time.monotonic()
+    wait([bell], 20.0)
+    assert time.monotonic() - started_s < 10
+    bell.hush()
+    started_s = time.monotonic()
+    wait([bell], 0.2)
+    assert time.monotonic() - started_s >= 0.19
+    bell.hush()
