@@ -164,12 +164,12 @@ class _Kept:
 def inspection_error(recipe: Recipe, size_wh_px: tuple[int, int]) -> str | None:
     """Why frames of that size cannot be inspected, in one line: by their size, or by filters that hold all back."""
     error = frame_size_error(recipe, size_wh_px)
-    if error is None:
-        box = box_of(recipe, size_wh_px)
-        whole = np.ones((box[3], box[2]), np.bool_)
-        error = filters_error(recipe.filters, polygon_mask(recipe.region.polygon_px, box) if recipe.region else whole)
-        error = error and f"{recipe.path}: {error}"
-    return error
+    if error is not None:
+        return error
+    box = box_of(recipe, size_wh_px)
+    roi = np.ones((box[3], box[2]), np.bool_) if recipe.region is None else polygon_mask(recipe.region.polygon_px, box)
+    error = filters_error(recipe.filters, roi)
+    return error and f"{recipe.path}: {error}"
 
 
 class Inspector:

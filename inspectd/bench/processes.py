@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from inspectd.stages.figures import resident_bytes
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PARENT, _USER, _SYSTEM = 1, 11, 12
 """Fields of /proc/PID/stat behind the name, which may hold anything but ends at the last bracket (proc(5))."""
 
@@ -45,7 +46,6 @@ def children(pid: int) -> list[int]:
 def memory_mb(pid: int | None = None) -> float:
     """Resident memory of a process (default: this one); 0 where it has gone."""
     try:
-        pages = int(Path(f"/proc/{pid or 'self'}/statm").read_text().split()[1])
+        return resident_bytes(pid or "self") / 1e6
     except OSError:
         return 0.0
-    return pages * _PAGE_BYTES / 1e6

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from inspectd.records import Verdict
@@ -70,13 +70,20 @@ def process_figures(child: ChildView, now_ns: int) -> dict[str, Any]:
     }
 
 
+def resident_bytes(pid: int | Literal["self"] = "self") -> int:
+    """The memory of a process.
+
+    Raises:
+        OSError: it has gone.
+    """
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+
+
 def _memory_mb(pid: int) -> float | None:
-    """Resident memory of a process, None where it has gone."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return round(resident_bytes(pid) / 1e6, 1)
     except (OSError, IndexError, ValueError):
         return None
-    return round(pages * PAGE_BYTES / 1e6, 1)
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float | None]:

@@ -20,6 +20,7 @@ from inspectd.stages.audit import Audit
 from inspectd.stages.condition import Condition
 from inspectd.stages.events import Event, EventWatch
 from inspectd.stages.evidence import EvidenceWriter
+from inspectd.stages.figures import resident_bytes
 from inspectd.stages.journaling import JournalWriter
 from inspectd.stages.ledger import Answer, Ledger
 from inspectd.stages.lifecycle import Life, Stage
@@ -27,7 +28,7 @@ from inspectd.stages.reading import JournalReader
 from inspectd.stages.requests import Requests
 from inspectd.stages.spill import Spill
 from inspectd.stages.stations import Stations, verdict_at
-from inspectd.stages.valve import Relief, Valve, give_back, resident_bytes
+from inspectd.stages.valve import Relief, Valve, give_back
 from inspectd.telemetry import Metrics, MetricsServer
 from inspectd.transport import wire
 from inspectd.transport.endpoints import LINGER_STOP_MS, ControlSocket, VerdictSocket

@@ -365,7 +365,7 @@ class Requests:
         """Has the journal read for a client. Nothing is to be replied here: `_reply_read` does, in a later turn.
 
         Raises:
-            RequestError: too many wait already for a disk that does not answer.
+            RequestError: too many wait already.
         """
         try:
             found = self._reader.ask(query)

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from enum import Enum, auto
-from pathlib import Path
 
 ROOM_BYTES = 384 << 20
 """Far above what the journal's buffer, pictures and full queues of subscribers take together."""
 LOOK_NS = 100_000_000
 PAUSE_NS = 500_000_000
 """What was given back needs so long to be seen."""
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Relief(Enum):
@@ -64,11 +61,6 @@ class Valve:
                 return None
         self._due_ns = now_ns + PAUSE_NS
         return self._opened
-
-
-def resident_bytes() -> int:
-    """The memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def give_back() -> None:

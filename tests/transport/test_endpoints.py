@@ -15,7 +15,7 @@ import zmq
 from victims import started, subscribe_to_everything
 
 from inspectd.errors import ConfigError, EndpointHeld
-from inspectd.stages.valve import resident_bytes
+from inspectd.stages.figures import resident_bytes
 from inspectd.transport import endpoints
 from inspectd.transport.clients import Requester, Subscription
 from inspectd.transport.endpoints import ControlSocket, VerdictSocket
